@@ -1,0 +1,140 @@
+"""The interface of an attention mechanism: how one layer reads the past."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from lcbench.position.base import LayerShape, PositionEncoding
+
+
+@dataclass(frozen=True)
+class Context:
+    """Facts per token that all layers share.
+
+    Args:
+        positions: ``[batch, time]``, int64: a token's place in its document.
+        documents: ``[batch, time]``, int64, or None: attention never crosses a document, and a memory is cleared
+            at its start.
+        padding: ``[batch, time]``, bool, True where a token is padding, or None.
+        landmarks: ``[batch, time]``, bool, True where a token is a landmark, or None.
+        consecutive: whether, inside a document, every token's position is one more than the one before. Then
+            distances follow from places in the buffer, and encodings need no table of distances.
+    """
+
+    positions: Tensor
+    documents: Tensor | None = None
+    padding: Tensor | None = None
+    landmarks: Tensor | None = None
+    consecutive: bool = True
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Context:
+        """The same facts with ``function`` applied to every tensor, e.g. a slice of time."""
+        changes = {
+            f.name: function(value)
+            for f in dataclasses.fields(self)
+            if isinstance(value := getattr(self, f.name), Tensor)
+        }
+        return dataclasses.replace(self, **changes)
+
+
+class State:
+    """What a layer, or a model, carries from one call to the next.
+
+    A subclass is a frozen dataclass whose fields are tensors with the batch first, other states, tuples of states,
+    None, or plain numbers. It is returned and never changed in place; only the engine detaches.
+    """
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """The same state with ``function`` applied to every tensor."""
+
+        def apply(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return function(value)
+            if isinstance(value, State):
+                return value.map(function)
+            if isinstance(value, tuple):
+                return tuple(apply(item) for item in value)
+            return value
+
+        changes = {f.name: apply(getattr(self, f.name)) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+        return dataclasses.replace(self, **changes)  # type: ignore[type-var]
+
+    def detach(self) -> Self:
+        """The same values, cut off from the graph that made them."""
+        return self.map(torch.Tensor.detach)
+
+    def select(self, rows: Tensor) -> Self:
+        """The states of batch rows ``rows`` (int64 indices, ``[any]``), in that order."""
+        return self.map(lambda tensor: tensor.index_select(0, rows))
+
+    def reset(self, rows: Tensor) -> Self:
+        """Batch rows where ``rows`` (bool, ``[batch]``) become a fresh start.
+
+        A tensor's fresh start is zero; a state for which it is not overrides this.
+        """
+
+        def clear(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return value.masked_fill(rows.view(-1, *[1] * (value.dim() - 1)), 0)
+            if isinstance(value, State):
+                return value.reset(rows)
+            if isinstance(value, tuple):
+                return tuple(clear(item) for item in value)
+            return value
+
+        changes = {f.name: clear(getattr(self, f.name)) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+        return dataclasses.replace(self, **changes)  # type: ignore[type-var]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors held."""
+        total = 0
+
+        def add(tensor: Tensor) -> Tensor:
+            nonlocal total
+            total += tensor.numel() * tensor.element_size()
+            return tensor
+
+        self.map(add)
+        return total
+
+
+@dataclass
+class AttentionOutput:
+    """``y`` ``[batch, time, d_model]``; the state after the last token; named scalar losses, usually none."""
+
+    y: Tensor
+    state: State | None
+    losses: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Attention(nn.Module, ABC):
+    """How one layer reads the past.
+
+    Feeding a sequence whole, or cut into chunks of any sizes with the state passed along, gives the same outputs to
+    float tolerance.
+
+    A subclass's constructor takes the ``LayerShape`` and the layer's position encoding first, then its own options as
+    keyword-only arguments: those are its configuration. It raises ``ConfigurationError`` for an encoding it cannot
+    work with.
+    """
+
+    def __init__(self, shape: LayerShape, position: PositionEncoding) -> None:
+        super().__init__()
+        self.shape = shape
+        self.position = position
+
+    @abstractmethod
+    def forward(self, x: Tensor, context: Context, state: State | None = None) -> AttentionOutput:
+        """Read ``x`` ``[batch, time, d_model]``; ``state`` None starts a sequence."""
+
+    @abstractmethod
+    def state_bytes(self, batch: int, length: int, dtype: torch.dtype) -> int:
+        """Bytes of the state after ``length`` tokens without documents or padding, activations in ``dtype``."""

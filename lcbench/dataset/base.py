@@ -1,0 +1,81 @@
+"""What a batch is."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples as a model reads them and a task scores them.
+
+    Position t of ``targets`` is what the model should output after reading ``tokens`` up to and including t.
+
+    Args:
+        tokens: model input, int64 ``[batch, time]``.
+        targets: int64 ``[batch, time]``; any value where a position is neither scored nor supervised.
+        scored: bool ``[batch, time]``, where metrics look.
+        supervised: bool ``[batch, time]``, where the training loss looks.
+        padding: bool ``[batch, time]``, True where ``tokens`` is padding, or None.
+        facts: per example ``[batch]`` or per position ``[batch, time]``: what results are grouped by.
+    """
+
+    tokens: Tensor
+    targets: Tensor
+    scored: Tensor
+    supervised: Tensor
+    padding: Tensor | None = None
+    facts: dict[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return self.tokens.shape[0]
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        """The same batch with ``function`` applied to every tensor."""
+        changes = {
+            f.name: function(value)
+            for f in dataclasses.fields(self)
+            if isinstance(value := getattr(self, f.name), Tensor)
+        }
+        facts = {name: function(value) for name, value in self.facts.items()}
+        return dataclasses.replace(self, **changes, facts=facts)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on ``device``."""
+        return self.map(lambda tensor: tensor.to(device))
+
+    def select(self, rows: Tensor) -> Batch:
+        """Examples ``rows`` (int64 indices), without columns in which all of them are padding."""
+        chosen = self.map(lambda tensor: tensor.index_select(0, rows))
+        if chosen.padding is None:
+            return chosen
+        longest = int((~chosen.padding).any(0).nonzero().max()) + 1
+        return chosen.map(lambda tensor: tensor if tensor.dim() < 2 else tensor[:, :longest])
+
+    @staticmethod
+    def concatenate(batches: Sequence[Batch]) -> Batch:
+        """All examples of ``batches`` in order; shorter rows are padded on the right."""
+        longest = max(batch.tokens.shape[1] for batch in batches)
+        ragged = any(batch.tokens.shape[1] != longest or batch.padding is not None for batch in batches)
+
+        def widen(tensor: Tensor, value: int | bool) -> Tensor:
+            missing = longest - tensor.shape[1]
+            return tensor if missing == 0 else torch.nn.functional.pad(tensor, (0, missing), value=value)
+
+        def join(parts: list[Tensor], value: int | bool = 0) -> Tensor:
+            return torch.cat([widen(part, value) if part.dim() > 1 else part for part in parts])
+
+        padding = [torch.zeros_like(b.scored) if b.padding is None else b.padding for b in batches]
+        return Batch(
+            tokens=join([b.tokens for b in batches]),
+            targets=join([b.targets for b in batches]),
+            scored=join([b.scored for b in batches]),
+            supervised=join([b.supervised for b in batches]),
+            padding=join(padding, True) if ragged else None,
+            facts={name: join([b.facts[name] for b in batches]) for name in batches[0].facts},
+        )

@@ -1,0 +1,145 @@
+"""The interface of a position encoding: how order enters attention.
+
+Notation used in every encoding: query position i, key position j, distance ``n = i - j``, ``s_ij = q_i . k_j``,
+``c = 1 / sqrt(head_dim)``. A score is what enters the softmax: ``c * s_ij + bias``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lcbench.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """What a layer is told about the network it sits in.
+
+    Args:
+        d_model: width of the residual stream.
+        n_heads: heads of one layer; divides ``d_model``.
+        layer: index of the layer, from 0.
+        bias: whether linear maps have biases.
+        dropout: probability of dropping an attention weight in training.
+
+    Raises:
+        ConfigurationError: if ``n_heads`` does not divide ``d_model``.
+    """
+
+    d_model: int
+    n_heads: int
+    layer: int = 0
+    bias: bool = True
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.n_heads < 1 or self.d_model % self.n_heads:
+            divisors = [h for h in range(1, self.d_model + 1) if self.d_model % h == 0]
+            closest = min(divisors, key=lambda h: abs(h - self.n_heads))
+            raise ConfigurationError(
+                f"model.n_heads={self.n_heads} does not divide model.d_model={self.d_model}; "
+                f"the closest that does is model.n_heads={closest}."
+            )
+
+    @property
+    def head_dim(self) -> int:
+        return self.d_model // self.n_heads
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Where a block of queries stands among its keys.
+
+    Args:
+        q_positions: ``[batch, q_time]``, true positions of the queries.
+        k_positions: ``[batch, k_time]``, true positions of the keys.
+        offset: index of the first query among the keys, if the distance of every visible pair is
+            ``offset + row - column``; None if positions jump, and distances must be taken from them.
+    """
+
+    q_positions: Tensor
+    k_positions: Tensor
+    offset: int | None
+
+    def distances(self) -> Tensor:
+        """``n = i - j``, ``[1 or batch, q_time, k_time]``; meaningless (perhaps negative) where a pair is not visible."""
+        if self.offset is None:
+            return self.q_positions[:, :, None] - self.k_positions[:, None, :]
+        device = self.q_positions.device
+        rows = torch.arange(self.q_positions.shape[1], device=device) + self.offset
+        columns = torch.arange(self.k_positions.shape[1], device=device)
+        return (rows[:, None] - columns[None, :])[None]
+
+
+class PositionEncoding(nn.Module):
+    """How order enters attention. A subclass overrides only what it changes; this class itself encodes nothing.
+
+    A layer owns one encoding. A subclass's constructor takes the ``LayerShape`` first, then its own options as
+    keyword-only arguments: those are its configuration.
+    """
+
+    #: positions 0 .. max_length - 1 can be encoded; None: any.
+    max_length: int | None = None
+
+    def __init__(self, shape: LayerShape) -> None:
+        super().__init__()
+        self.shape = shape
+
+    def share(self, first: PositionEncoding) -> None:
+        """Called on the encoding of every later layer with that of layer 0: adopt the parameters all layers share."""
+
+    def embed(self, x: Tensor, positions: Tensor) -> Tensor:
+        """Add to the input embeddings; called once, on the encoding of layer 0.
+
+        ``x`` ``[batch, time, d_model]``, ``positions`` ``[batch, time]``; returns the shape of ``x``.
+        """
+        return x
+
+    def rotate(self, q: Tensor, k: Tensor, q_positions: Tensor, k_positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Turn queries ``[batch, heads, q_time, head_dim]`` and keys ``[batch, heads, k_time, head_dim]`` by their
+        positions ``[batch, q_time]``, ``[batch, k_time]``."""
+        return q, k
+
+    def position_bias(self, alignment: Alignment) -> Tensor | None:
+        """A bias that needs positions only: ``[1 or batch, 1 or heads, q_time, k_time]``, or None."""
+        return None
+
+    def key_features(self, x: Tensor, k: Tensor, v: Tensor) -> Tensor | None:
+        """What ``content_bias`` must know of each key beyond ``k``: ``[batch, heads, time, any]``, or None.
+
+        Computed once from the layer's input ``x`` ``[batch, time, d_model]`` and the token's unrotated ``k`` and
+        ``v`` ``[batch, heads, time, head_dim]``, then cached with the key.
+        """
+        return None
+
+    def reads_content(self, k_positions: Tensor) -> bool:
+        """Whether scores need ``content_bias`` (the explicit path) for keys at these positions ``[batch, k_time]``."""
+        return type(self).content_bias is not PositionEncoding.content_bias
+
+    def content_bias(
+        self,
+        q: Tensor,
+        k: Tensor,
+        scores: Tensor,
+        features: Tensor | None,
+        alignment: Alignment,
+        visible: Tensor,
+    ) -> Tensor:
+        """A bias that needs queries, keys or scores, for one block of queries: it never sees the whole T x T.
+
+        Args:
+            q: unrotated queries, ``[batch, heads, q_time, head_dim]``.
+            k: unrotated keys, ``[batch, heads, k_time, head_dim]``.
+            scores: ``c * s_ij`` after rotation, ``[batch, heads, q_time, k_time]``; not masked.
+            features: ``key_features`` of the keys, or None.
+            alignment: where the block stands.
+            visible: which pairs count, bool ``[1 or batch, 1, q_time, k_time]``.
+
+        Returns:
+            The bias added to ``scores``, ``[batch, heads, q_time, k_time]``. Must be differentiable by autograd; it
+            is recomputed in the backward pass, block by block.
+        """
+        raise TypeError(f"{type(self).__name__} has no content bias")
