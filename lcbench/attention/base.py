@@ -14,34 +14,44 @@ from torch import Tensor, nn
 from lcbench.position.base import LayerShape, PositionEncoding
 
 
-@dataclass(frozen=True)
-class Context:
-    """Facts per token that all layers share.
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a caller knows of the tokens it feeds to a model; the model places them and makes a ``Context`` of it.
 
     Args:
-        positions: ``[batch, time]``, int64: a token's place in its document.
         documents: ``[batch, time]``, int64, or None: attention never crosses a document, and a memory is cleared
-            at its start.
+            at its start. A row's documents follow each other: one that ended does not come back.
         padding: ``[batch, time]``, bool, True where a token is padding, or None.
         landmarks: ``[batch, time]``, bool, True where a token is a landmark, or None.
-        consecutive: whether, inside a document, every token's position is one more than the one before. Then
-            distances follow from places in the buffer, and encodings need no table of distances.
+        consecutive: whether, inside a document, every token's position is one more than the one before it in the
+            row. Then distances follow from places in the buffer, and encodings need no table of distances. False
+            where positions jump, or where padding lies between two tokens of a document.
     """
 
-    positions: Tensor
     documents: Tensor | None = None
     padding: Tensor | None = None
     landmarks: Tensor | None = None
     consecutive: bool = True
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> Context:
+    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
         """The same facts with ``function`` applied to every tensor, e.g. a slice of time."""
-        changes = {
+        changes: dict[str, Any] = {
             f.name: function(value)
             for f in dataclasses.fields(self)
             if isinstance(value := getattr(self, f.name), Tensor)
         }
         return dataclasses.replace(self, **changes)
+
+
+@dataclass(frozen=True)
+class Context(Facts):
+    """Facts per token that all layers share.
+
+    Args:
+        positions: ``[batch, time]``, int64: a token's place in its document.
+    """
+
+    positions: Tensor
 
 
 class State:

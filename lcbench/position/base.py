@@ -24,6 +24,7 @@ class LayerShape:
         layer: index of the layer, from 0.
         bias: whether linear maps have biases.
         dropout: probability of dropping an attention weight in training.
+        residual_scale: what a layer multiplies the initial weights of its map back into the residual stream by.
 
     Raises:
         ConfigurationError: if ``n_heads`` does not divide ``d_model``.
@@ -34,6 +35,7 @@ class LayerShape:
     layer: int = 0
     bias: bool = True
     dropout: float = 0.0
+    residual_scale: float = 1.0
 
     def __post_init__(self) -> None:
         if self.n_heads < 1 or self.d_model % self.n_heads:
