@@ -39,9 +39,7 @@ class KeyValues(State):
     @staticmethod
     def of(k: Tensor, v: Tensor, features: Tensor | None, context: Context) -> KeyValues:
         """The keys and values of the tokens that ``context`` describes."""
-        return KeyValues(
-            k, v, features, context.positions, context.documents, context.padding, context.consecutive
-        )
+        return KeyValues(k, v, features, context.positions, context.documents, context.padding, context.consecutive)
 
     @property
     def length(self) -> int:

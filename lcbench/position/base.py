@@ -75,6 +75,29 @@ class Alignment:
         columns = torch.arange(self.k_positions.shape[1], device=device)
         return (rows[:, None] - columns[None, :])[None]
 
+    def all_distances(self) -> Tensor:
+        """Every distance of the block once, largest first: ``[q_time + k_time - 1]``; needs ``offset``.
+
+        ``shift`` brings what was computed for these to the pairs.
+        """
+        if self.offset is None:
+            raise ValueError("positions jump: no row of distances serves all queries")
+        q_time, k_time = self.q_positions.shape[1], self.k_positions.shape[1]
+        largest = self.offset + q_time - 1
+        return largest - torch.arange(q_time + k_time - 1, device=self.q_positions.device)
+
+
+def shift(by_distance: Tensor) -> Tensor:
+    """From ``[..., q_time, q_time + k_time - 1]``, whose last axis follows ``Alignment.all_distances``, to the pairs
+    ``[..., q_time, k_time]``.
+
+    Row r needs columns ``q_time - 1 - r`` and on, so in the flattened matrix each row begins one element less than
+    a row's width after the one before: a view, no gather (Transformer-XL's relative shift, for any number of keys).
+    """
+    q_time, width = by_distance.shape[-2:]
+    flat = by_distance.flatten(-2).narrow(-1, q_time - 1, q_time * (width - 1))
+    return flat.unflatten(-1, (q_time, width - 1))[..., : width - q_time + 1]
+
 
 class PositionEncoding(nn.Module):
     """How order enters attention. A subclass overrides only what it changes; this class itself encodes nothing.
@@ -85,6 +108,10 @@ class PositionEncoding(nn.Module):
 
     #: positions 0 .. max_length - 1 can be encoded; None: any.
     max_length: int | None = None
+    #: last dimension of ``key_features``: numbers cached per key and head beyond ``k`` and ``v``.
+    feature_width: int = 0
+    #: numbers ``content_bias`` makes for each pair of query and key; blocks of queries shrink by it.
+    pair_width: int = 1
 
     def __init__(self, shape: LayerShape) -> None:
         super().__init__()
@@ -135,13 +162,15 @@ class PositionEncoding(nn.Module):
         Args:
             q: unrotated queries, ``[batch, heads, q_time, head_dim]``.
             k: unrotated keys, ``[batch, heads, k_time, head_dim]``.
-            scores: ``c * s_ij`` after rotation, ``[batch, heads, q_time, k_time]``; not masked.
+            scores: ``c * s_ij`` after rotation, ``[batch, heads, q_time, k_time]``, in float32 or wider; the least
+                finite number where a pair is not visible, so that its sigmoid is 0.
             features: ``key_features`` of the keys, or None.
             alignment: where the block stands.
             visible: which pairs count, bool ``[1 or batch, 1, q_time, k_time]``.
 
         Returns:
-            The bias added to ``scores``, ``[batch, heads, q_time, k_time]``. Must be differentiable by autograd; it
-            is recomputed in the backward pass, block by block.
+            The bias added to ``scores``, ``[batch, heads, q_time, k_time]``; anything finite where a pair is not
+            visible. Must be differentiable by autograd; it is recomputed in the backward pass, block by block.
+            Autocast is off: parameters are to be cast to the dtype of ``q`` or of ``scores``.
         """
         raise TypeError(f"{type(self).__name__} has no content bias")

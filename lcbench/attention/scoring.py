@@ -1,0 +1,356 @@
+"""The one scoring function: softmax attention for every mechanism and every position encoding.
+
+    o_i = sum_j softmax_j(c * q'_i . k'_j + bias_ij) v_j        (Vaswani et al. 2017, arXiv 1706.03762)
+
+q', k' are the rotated queries and keys, the bias is what the encoding adds. Two paths give the same numbers:
+
+- fused: ``scaled_dot_product_attention``, wherever the bias needs positions only and nothing has to be learned in it;
+- explicit: for a bias that reads queries, keys or scores, or is trained. Queries are taken in blocks, each block sees
+  its whole row of keys, and the backward pass recomputes the block instead of keeping it, so that nothing of size
+  ``q_time x k_time`` stays alive (as in Rabe and Staats 2021, arXiv 2112.05682).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import scaled_dot_product_attention
+
+from lcbench.attention.base import Context
+from lcbench.attention.cache import KeyValues
+from lcbench.position.base import Alignment, PositionEncoding
+
+#: pairs of query and key that one block of the explicit path holds at a time: its tensors then fit a CPU's cache
+_PAIRS = 2**19
+#: queries in a block at least (matrix products need rows), and in a block of the fused path
+_LEAST_ROWS, _FUSED_ROWS = 32, 256
+
+
+def attend(
+    q: Tensor,
+    context: Context,
+    keys: KeyValues,
+    position: PositionEncoding,
+    *,
+    causal: bool = True,
+    window: int | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Softmax attention of ``q`` over ``keys``.
+
+    Args:
+        q: queries before rotation, ``[batch, heads, q_time, head_dim]``.
+        context: describes the queries, ``[batch, q_time]``.
+        keys: all keys, those of the queries included; the last query is aligned with the last key.
+        position: the layer's encoding.
+        causal: whether a query sees only keys up to its own place in the buffer.
+        window: keys a query sees, its own included, counted back in the buffer (without ``causal``, forward too).
+        dropout: probability of dropping an attention weight; 0 outside training.
+
+    Returns:
+        ``[batch, heads, q_time, head_dim]``; 0 where a query sees no key.
+    """
+    if causal and q.shape[2] > keys.length:
+        raise ValueError(f"{q.shape[2]} queries are aligned with the end of only {keys.length} keys")
+    pairs = _Pairs.of(context, keys, causal, window)
+    rotated_q, rotated_k = position.rotate(q, keys.k, context.positions, keys.positions)
+    reads_content = position.reads_content(keys.positions)
+    has_bias = type(position).position_bias is not PositionEncoding.position_bias
+    learns_bias = has_bias and torch.is_grad_enabled() and any(p.requires_grad for p in position.parameters())
+    if reads_content or learns_bias or (dropout > 0 and q.device.type == "cpu"):
+        seed = int(torch.randint(2**62, (), device="cpu")) if dropout > 0 else 0
+        run = _Run(pairs, position, reads_content, has_bias, dropout, seed)
+        return _explicit(run, q, keys, rotated_q, rotated_k)
+    return _fused(pairs, position if has_bias else None, rotated_q, rotated_k, keys.v, dropout)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Some queries of some batch rows, and the keys that any of them may see.
+
+    ``free``: how many of the first columns every query of the block sees for certain.
+    """
+
+    batch: slice
+    rows: slice
+    columns: slice
+    free: int
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """Which query sees which key, and at what distance."""
+
+    q_positions: Tensor
+    k_positions: Tensor
+    q_documents: Tensor | None
+    k_documents: Tensor | None
+    padding: Tensor | None
+    consecutive: bool
+    causal: bool
+    window: int | None
+
+    @staticmethod
+    def of(context: Context, keys: KeyValues, causal: bool, window: int | None) -> _Pairs:
+        q_documents, k_documents = context.documents, keys.documents
+        if q_documents is not None or k_documents is not None:
+            q_documents = torch.zeros_like(context.positions) if q_documents is None else q_documents
+            k_documents = torch.zeros_like(keys.positions) if k_documents is None else k_documents
+        return _Pairs(
+            q_positions=context.positions,
+            k_positions=keys.positions,
+            q_documents=q_documents,
+            k_documents=k_documents,
+            padding=keys.padding,
+            consecutive=context.consecutive and keys.consecutive,
+            causal=causal,
+            window=window if window is not None and window < keys.length else None,
+        )
+
+    @property
+    def offset(self) -> int:
+        """Index of the first query among the keys."""
+        return self.k_positions.shape[1] - self.q_positions.shape[1]
+
+    @property
+    def ragged(self) -> bool:
+        """Whether visibility differs between batch rows; only then may a query see nothing at all."""
+        return self.q_documents is not None or self.padding is not None
+
+    @property
+    def all_visible(self) -> bool:
+        """Whether every query sees every key."""
+        return not (self.ragged or self.window or (self.causal and self.q_positions.shape[1] > 1))
+
+    def blocks(self, batch: int, rows: int) -> Iterator[_Block]:
+        """All queries, at most ``rows`` of at most ``batch`` batch rows at a time."""
+        batches, q_time, k_time = self.q_positions.shape[0], self.q_positions.shape[1], self.k_positions.shape[1]
+        for b in range(0, batches, batch):
+            for start in range(0, q_time, rows):
+                stop = min(start + rows, q_time)
+                first, last = 0, self.offset + stop if self.causal else k_time
+                if self.window:
+                    first = max(0, self.offset + start - self.window + 1)
+                    last = min(last, self.offset + stop - 1 + self.window)
+                free = 0
+                if not self.ragged and not self.window:
+                    free = self.offset + start + 1 if self.causal else k_time
+                yield _Block(slice(b, min(b + batch, batches)), slice(start, stop), slice(first, last), free)
+
+    def alignment(self, block: _Block) -> Alignment:
+        return Alignment(
+            self.q_positions[block.batch, block.rows],
+            self.k_positions[block.batch, block.columns],
+            self.offset + block.rows.start - block.columns.start if self.consecutive else None,
+        )
+
+    def visible(self, block: _Block) -> Tensor:
+        """bool, ``[1 or batch, 1, rows, columns]``."""
+        device = self.q_positions.device
+        i = torch.arange(block.rows.start, block.rows.stop, device=device)[:, None] + self.offset
+        j = torch.arange(block.columns.start, block.columns.stop, device=device)
+        seen = (j <= i if self.causal else j >= 0)[None, None].expand(1, 1, len(i), len(j))
+        if self.window:
+            seen = seen & ((i - j).abs() < self.window)
+        if self.q_documents is not None and self.k_documents is not None:
+            documents = self.k_documents[block.batch, None, None, block.columns]
+            seen = seen & (self.q_documents[block.batch, None, block.rows, None] == documents)
+        if self.padding is not None:
+            seen = seen & ~self.padding[block.batch, None, None, block.columns]
+        return seen
+
+
+def _fused(
+    pairs: _Pairs, position: PositionEncoding | None, q: Tensor, k: Tensor, v: Tensor, dropout: float
+) -> Tensor:
+    """The fused kernel; ``position`` only if it has a bias. A mask is made for one block of queries at a time."""
+    if position is None and pairs.all_visible:
+        return scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+    if position is None and not pairs.ragged and not pairs.window and q.shape[2] == k.shape[2]:
+        return scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+    outputs = []
+    for block in pairs.blocks(q.shape[0], _FUSED_ROWS):
+        visible = pairs.visible(block)
+        bias = None if position is None else position.position_bias(pairs.alignment(block))
+        bias = q.new_zeros(()) if bias is None else bias.to(q.dtype)
+        mask = torch.where(visible, bias, torch.finfo(q.dtype).min)
+        o = scaled_dot_product_attention(
+            q[:, :, block.rows], k[:, :, block.columns], v[:, :, block.columns], attn_mask=mask, dropout_p=dropout
+        )
+        # a query that sees nothing got the mean of all values
+        outputs.append(o.masked_fill(~visible.any(-1, keepdim=True), 0) if pairs.ragged else o)
+    return torch.cat(outputs, 2)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One call of the explicit path: what it needs beside tensors that have gradients."""
+
+    pairs: _Pairs
+    position: PositionEncoding
+    reads_content: bool
+    has_bias: bool
+    dropout: float
+    seed: int
+
+    def blocks(self, q: Tensor, k: Tensor) -> Iterator[_Block]:
+        """Blocks of at most ``_PAIRS`` numbers a tensor: fewer queries first, then fewer batch rows."""
+        width = self.position.pair_width if self.reads_content else 1
+        per_query = q.shape[1] * k.shape[2] * width
+        least = max(1, min(_LEAST_ROWS // width, q.shape[2]))
+        rows = min(q.shape[2], max(least, _PAIRS // (q.shape[0] * per_query)))
+        return self.pairs.blocks(max(1, min(q.shape[0], _PAIRS // (rows * per_query))), rows)
+
+    def scores(self, q: Tensor, k: Tensor, block: _Block, visible: Tensor) -> Tensor:
+        """``c * q . k``, the least finite number where not visible: ``[batch, heads, rows, columns]``."""
+        scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2))
+        return self.hide(scores.to(torch.promote_types(q.dtype, torch.float32)), block, visible)
+
+    def hide(self, scores: Tensor, block: _Block, visible: Tensor) -> Tensor:
+        """In place; ``scores`` is the caller's own."""
+        scores[..., block.free :].masked_fill_(~visible[..., block.free :], torch.finfo(scores.dtype).min)
+        return scores
+
+    def biases(
+        self, q: Tensor, k: Tensor, scores: Tensor, features: Tensor | None, alignment: Alignment, visible: Tensor
+    ) -> list[Tensor]:
+        found = []
+        if self.reads_content:
+            found.append(self.position.content_bias(q, k, scores, features, alignment, visible))
+        if self.has_bias and (bias := self.position.position_bias(alignment)) is not None:
+            found.append(bias)
+        return found
+
+    def kept(self, weights: Tensor, block: _Block) -> Tensor:
+        """Dropout's factors, ``[batch, heads, rows, columns]``: the same again in the backward pass."""
+        if weights.device.type == "meta":
+            return torch.ones_like(weights)
+        generator = torch.Generator(weights.device).manual_seed(
+            self.seed + block.batch.start * 2**32 + block.rows.start
+        )
+        drawn = torch.rand(weights.shape, generator=generator, device=weights.device)
+        return (drawn >= self.dropout).to(weights.dtype) / (1 - self.dropout)
+
+
+@torch.compiler.disable
+def _explicit(run: _Run, q: Tensor, keys: KeyValues, rotated_q: Tensor, rotated_k: Tensor) -> Tensor:
+    """Blocks of queries with recomputation; ``[batch, heads, q_time, head_dim]``."""
+    rotates = rotated_q is not q
+    features = keys.features if run.reads_content else None
+    return _ExplicitAttention.apply(
+        run,
+        rotated_q.contiguous(),
+        rotated_k.contiguous(),
+        keys.v.contiguous(),
+        q.contiguous() if rotates and run.reads_content else None,
+        keys.k.contiguous() if rotates and run.reads_content else None,
+        None if features is None else features.contiguous(),
+        *run.position.parameters(),
+    )
+
+
+class _ExplicitAttention(torch.autograd.Function):
+    """``run, q, k, v, unrotated q, unrotated k, features, *parameters -> output``.
+
+    Unrotated queries and keys are None where rotation changes nothing. What is kept for the backward pass are the
+    arguments alone. With ``P = softmax(S)`` of a block: ``dV = P^T dO``, ``dP = dO V^T``, ``dS = P * (dP - rowsum
+    (P * dP))``, and the bias hands its share of dS on to what it read, by autograd.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, run: _Run, *tensors: Any) -> Tensor:
+        ctx.run = run
+        ctx.save_for_backward(*tensors)
+        q, k, v, plain_q, plain_k, features, *_ = tensors
+        plain_q, plain_k = (q, k) if plain_q is None else (plain_q, plain_k)
+        out = torch.empty_like(q)
+        with torch.autocast(q.device.type, enabled=False):
+            for block in run.blocks(q, k):
+                rows, columns = (block.batch, slice(None), block.rows), (block.batch, slice(None), block.columns)
+                visible, alignment = run.pairs.visible(block), run.pairs.alignment(block)
+                scores = run.scores(q[rows], k[columns], block, visible)
+                block_features = None if features is None else features[columns]
+                biases = run.biases(plain_q[rows], plain_k[columns], scores, block_features, alignment, visible)
+                for bias in biases:
+                    scores = scores + bias
+                weights = torch.softmax(run.hide(scores, block, visible), -1)
+                if run.dropout:
+                    weights = weights * run.kept(weights, block)
+                o = torch.matmul(weights.to(v.dtype), v[columns])
+                out[rows] = o.masked_fill_(~visible.any(-1, keepdim=True), 0) if run.pairs.ragged else o
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+        run: _Run = ctx.run
+        inputs = ctx.saved_tensors[:6]
+        q, k, v, plain_q, plain_k, features = inputs
+        learned = list(run.position.parameters())
+        d_learned: list[Tensor | None] = [None] * len(learned)
+        scale = q.shape[-1] ** -0.5
+        wide = torch.promote_types(q.dtype, torch.float32)
+        sums = [None if tensor is None else torch.zeros_like(tensor, dtype=wide) for tensor in inputs]
+        d_q, d_k, d_v = sums[:3]
+        with torch.autocast(q.device.type, enabled=False):
+            for block in run.blocks(q, k):
+                rows, columns = (block.batch, slice(None), block.rows), (block.batch, slice(None), block.columns)
+                visible, alignment = run.pairs.visible(block), run.pairs.alignment(block)
+                q_block, k_block = q[rows], k[columns]
+                scores = run.scores(q_block, k_block, block, visible)
+
+                read = [
+                    scores,
+                    (q if plain_q is None else plain_q)[rows],
+                    (k if plain_k is None else plain_k)[columns],
+                    *([] if features is None else [features[columns]]),
+                ]
+                read = [tensor.detach().requires_grad_() for tensor in read]
+                with torch.enable_grad():
+                    block_features = None if features is None else read[3]
+                    biases = run.biases(read[1], read[2], read[0], block_features, alignment, visible)
+                for bias in biases:
+                    scores = scores + bias.detach()
+                weights = torch.softmax(run.hide(scores, block, visible), -1)
+
+                d_o = d_out[rows]
+                if run.pairs.ragged:
+                    d_o = d_o.masked_fill(~visible.any(-1, keepdim=True), 0)
+                kept = run.kept(weights, block) if run.dropout else None
+                used = weights if kept is None else weights * kept
+                d_v[columns] += torch.matmul(used.to(v.dtype).transpose(-1, -2), d_o)
+                d_weights = torch.matmul(d_o, v[columns].transpose(-1, -2)).to(wide)
+                d_scores = torch._softmax_backward_data(
+                    d_weights if kept is None else d_weights * kept, weights, -1, wide
+                )
+
+                moving = [bias for bias in biases if bias.requires_grad]
+                if moving:
+                    wanted = [*read, *(p for p in learned if p.requires_grad)]
+                    gradients = torch.autograd.grad(
+                        moving, wanted, [d_scores.sum_to_size(bias.shape) for bias in moving], allow_unused=True
+                    )
+                    if gradients[0] is not None:
+                        d_scores = d_scores + gradients[0]
+                    targets = [sums[0 if plain_q is None else 3], sums[1 if plain_k is None else 4], sums[5]]
+                    for total, place, gradient in zip(
+                        targets, (rows, columns, columns), gradients[1 : len(read)], strict=False
+                    ):
+                        if gradient is not None:
+                            total[place] += gradient
+                    rest = iter(gradients[len(read) :])
+                    for index, parameter in enumerate(learned):
+                        gradient = next(rest) if parameter.requires_grad else None
+                        if gradient is not None:
+                            before = d_learned[index]
+                            d_learned[index] = gradient if before is None else before + gradient
+
+                d_scores = d_scores.to(q.dtype)
+                d_q[rows] += torch.matmul(d_scores, k_block) * scale
+                d_k[columns] += torch.matmul(d_scores.transpose(-1, -2), q_block * scale)
+        return None, *(None if total is None else total.to(q.dtype) for total in sums), *d_learned

@@ -1,0 +1,149 @@
+"""Contextual position encoding (CoPE): positions count what the head chooses to count.
+
+Golovneva, Wang, Weston, Sukhbaatar, "Contextual Position Encoding: Learning to Count What's Important", 2024,
+arXiv 2405.18719. For query i and key j:
+
+    g_ij = sigmoid(c * s_ij),  0 where j > i or j is padding     gate: does key j advance the count?
+    p_ij = min(g_ij + g_i,j+1 + ... + g_ii, P - 1)               position: what was counted from j to i
+    z_i  = q_i e^T,  e in R^{P x head_dim}                       a logit for every integer position
+    b_ij = (1 - w) z_i[floor p] + w z_i[floor p + 1],  w = p - floor p
+    score = c * (s_ij + b_ij)
+
+The count includes both j and i: gates that are all 1 give ``p = i - j + 1``. The table e is one per layer, shared by
+its heads, and starts at zero, where CoPE equals no encoding. At an integer p, where b has a kink, the derivative is
+that of the right-hand side.
+
+A row needs only its cached keys, so there is no further state; under a sliding window p stays exact, since all keys
+between j and i are visible too.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from lcbench.errors import ConfigurationError
+from lcbench.position.base import Alignment, LayerShape, PositionEncoding
+
+
+class Cope(PositionEncoding):
+    """Each head counts the tokens its gates select.
+
+    Args:
+        shape: the network's shape.
+        context: length of a training example; sets ``p_max`` where that is None.
+        p_max: P, rows of the table: positions beyond P - 1 are read as P - 1. None: ``context + 1``, which no
+            training example exceeds.
+        gates: what a query is compared with to decide whether a key counts: the ``keys`` of attention, a projection
+            of its own (``separate_keys``, "sep-keys" in the paper), or the ``values`` ("val-gates").
+        scaled_gates: gates are ``sigmoid(c * s)`` as in the released code, else ``sigmoid(s)`` as in the paper's text.
+        scaled_bias: the score is ``c * (s + b)`` as in the released code, else ``c * s + b`` as in the paper's listing.
+        shared: one table for all layers instead of one each.
+        undersized: allow a table that is too small for the task's exact solution.
+    """
+
+    def __init__(
+        self,
+        shape: LayerShape,
+        *,
+        context: int | None = None,
+        p_max: int | None = None,
+        gates: Literal["keys", "separate_keys", "values"] = "keys",
+        scaled_gates: bool = True,
+        scaled_bias: bool = True,
+        shared: bool = False,
+        undersized: bool = False,
+    ) -> None:
+        super().__init__(shape)
+        if p_max is None and context is None:
+            raise ConfigurationError("position.p_max and position.context are both unset; one of them is needed.")
+        self.p_max = p_max if p_max is not None else context + 1  # type: ignore[operator]
+        if self.p_max < 1:
+            raise ConfigurationError(f"position.p_max={p_max} leaves no position; the closest choice is 1.")
+        self.undersized = undersized
+        self.shared = shared
+        self.gates = gates
+        c = shape.head_dim**-0.5
+        self._gate_scale = 1.0 if scaled_gates else 1 / c
+        self._bias_scale = c if scaled_bias else 1.0
+        self.gate_keys = nn.Linear(shape.d_model, shape.d_model, bias=shape.bias) if gates == "separate_keys" else None
+        self.feature_width = 0 if gates == "keys" else shape.head_dim
+        self.table = nn.Parameter(torch.zeros(self.p_max, shape.head_dim))
+
+    def share(self, first: PositionEncoding) -> None:
+        if self.shared and isinstance(first, Cope):
+            self.table = first.table
+
+    def key_features(self, x: Tensor, k: Tensor, v: Tensor) -> Tensor | None:
+        """What gates compare the query with, where that is not the key: ``[batch, heads, time, head_dim]``."""
+        if self.gate_keys is not None:
+            return self.gate_keys(x).unflatten(-1, (self.shape.n_heads, self.shape.head_dim)).transpose(1, 2)
+        return v if self.gates == "values" else None
+
+    def content_bias(
+        self,
+        q: Tensor,
+        k: Tensor,
+        scores: Tensor,
+        features: Tensor | None,
+        alignment: Alignment,
+        visible: Tensor,
+    ) -> Tensor:
+        compared = self.compared(q, k, scores, features, visible)
+        # no more can be counted than there are keys, so the rest of the table is out of reach
+        reach = min(self.p_max, k.shape[2] + 1)
+        table = self.table[:reach].to(scores.dtype) * self._bias_scale
+        z = torch.matmul(q.to(scores.dtype), table.T)  # [batch, heads, q_time, reach]
+        return _Counted.apply(compared * self._gate_scale if self._gate_scale != 1 else compared, z)
+
+    def compared(self, q: Tensor, k: Tensor, scores: Tensor, features: Tensor | None, visible: Tensor) -> Tensor:
+        """What gates are the sigmoid of, up to their scale: ``[batch, heads, q_time, k_time]``, very negative where
+        a pair is not visible."""
+        if features is None:
+            return scores
+        return self.masked_product(q, features, scores, visible)
+
+    def masked_product(self, q: Tensor, k: Tensor, scores: Tensor, visible: Tensor) -> Tensor:
+        product = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2)).to(scores.dtype)
+        return product.masked_fill(~visible, torch.finfo(scores.dtype).min)
+
+
+class _Counted(torch.autograd.Function):
+    """``(t, z) -> b``: gates ``sigmoid(t)`` ``[..., q_time, k_time]``, counted from the right, read off
+    ``z`` ``[..., q_time, P]`` by interpolation.
+
+    Written by hand to make few passes over memory. In the backward pass position p_j passes its gradient to the gates
+    of all keys from j on, hence the running sum.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, t: Tensor, z: Tensor) -> Tensor:
+        gates = t.sigmoid()
+        counted = gates.cumsum(-1)
+        position = torch.empty_like(gates)  # sum over keys j, j+1, ...: never negative, since ``counted`` never falls
+        position[..., :1] = counted[..., -1:]
+        torch.sub(counted[..., -1:], counted[..., :-1], out=position[..., 1:])
+        position.clamp_(max=z.shape[-1] - 1)
+        below = position.long()
+        w = position.frac_()
+        slopes = torch.diff(z, dim=-1, append=z[..., -1:])  # 0 at P - 1, where positions are clamped
+        slope = slopes.gather(-1, below)
+        ctx.save_for_backward(gates, below, w, slope)
+        ctx.reach = z.shape[-1]
+        return torch.addcmul(z.gather(-1, below), w, slope)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_bias: Tensor) -> tuple[Tensor, Tensor]:
+        gates, below, w, slope = ctx.saved_tensors
+        d_z = d_bias.new_zeros(*d_bias.shape[:-1], ctx.reach)
+        d_slopes = torch.zeros_like(d_z)
+        d_z.scatter_add_(-1, below, d_bias)
+        d_slopes.scatter_add_(-1, below, d_bias * w)
+        d_z -= d_slopes
+        d_z[..., 1:] += d_slopes[..., :-1]
+        d_gates = (d_bias * slope).cumsum(-1)
+        return torch.ops.aten.sigmoid_backward(d_gates, gates), d_z
