@@ -1,0 +1,239 @@
+"""Laws of how an output is computed: oracles, precision, determinism, gradients, compilation."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from lcbench.attention.base import Attention
+from lcbench.conformance.situations import valid
+from lcbench.conformance.subject import (
+    Finding,
+    NotApplicable,
+    Subject,
+    Violated,
+    difference,
+    differentiate,
+    feed,
+    tensors,
+)
+
+#: agreement with an oracle, both in float64
+EXACT = 1e-8
+#: root mean square error that half precision may add to an output, as a share of its root mean square
+HALF = 5e-2
+#: the same for float32 against float64
+SINGLE = 1e-2
+#: far inside what long-context models read; bfloat16 cannot hold such a position, float32 angles still can
+FAR = 32_768
+
+
+def agrees_with_its_oracle(subject: Subject) -> Finding:
+    """Outputs, gradients and the final state are those of a literal definition in float64."""
+    if subject.oracle is None:
+        raise NotApplicable("No oracle was given (an installed wheel carries none).")
+    layer, worst = subject.fresh(torch.float64), 0.0
+    parameters = {name: p for name, p in layer.named_parameters() if p.requires_grad}
+    states = False
+    for context in subject.situations.values():
+        x = subject.inputs(3, subject.length).double()
+        keep, on_cpu = valid(context), context.map(Tensor.cpu)
+        theirs = {name: p.detach().cpu().clone().requires_grad_() for name, p in parameters.items()}
+        x_theirs = x.cpu().clone().requires_grad_()
+        answer = subject.oracle(x_theirs, theirs, on_cpu)
+        expected, final = answer if isinstance(answer, tuple) else (answer, {})
+        _, gradients = differentiate(layer, x, context)
+        y, state = feed(layer, x, context)
+        weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).double()
+        loss = (expected * weights)[keep.cpu()].sum()
+        expected_gradients = torch.autograd.grad(
+            loss, [x_theirs, *theirs.values()], allow_unused=True, materialize_grads=True
+        )
+        held = tensors(state)
+        worst = max(worst, difference(y[keep], expected[keep.cpu()]), difference(gradients, expected_gradients))
+        for path, value in final.items():
+            worst, states = max(worst, difference(held[path], value)), True
+    what = "outputs, gradients of input and parameters" + (", final state" if states else "")
+    return Finding(f"{what}; {len(subject.situations)} situations", worst, EXACT)
+
+
+@torch.no_grad()
+def degenerates_to_another(subject: Subject) -> Finding:
+    """Where its definition says so, it equals another mechanism (full attention) with the same weights."""
+    if subject.degenerate is None:
+        raise NotApplicable("No degenerate case was given.")
+    torch.manual_seed(subject.seed)
+    ours, other = (layer.to(subject.device, torch.float64).eval() for layer in subject.degenerate())
+    worst, x = 0.0, subject.inputs(3, subject.length).double()
+    for context in subject.situations.values():
+        keep = valid(context)
+        for cuts in subject.chunkings.values():
+            actual, expected = (feed(layer, x, context, cuts)[0] for layer in (ours, other))
+            worst = max(worst, difference(actual[keep], expected[keep]))
+    return Finding(f"{type(ours).__name__} against {type(other).__name__}, float64", worst, EXACT)
+
+
+def bfloat16(subject: Subject) -> Finding:
+    """In bfloat16 outputs and gradients are finite, and outputs are close to float32, at position 0 and far out."""
+    layer, reference = _rounded(subject, torch.bfloat16, torch.float32)
+    x, worst = subject.inputs(3, subject.length).bfloat16(), 0.0
+    for start in (0, FAR):
+        context = subject.whole(3, subject.length, start)
+        y, gradients = differentiate(layer, x, context)
+        if y.dtype != torch.bfloat16:
+            raise Violated(f"Outputs are {y.dtype}.")
+        _require_finite([y, *gradients])
+        expected, _ = feed(reference, x.float(), context)
+        worst = max(worst, _error(y, expected))
+    return Finding(f"weights and inputs in bfloat16; positions from 0 and {FAR}", worst, HALF)
+
+
+def autocast(subject: Subject) -> Finding:
+    """Under bfloat16 autocast outputs and gradients are finite and close to float32, fed whole and in chunks."""
+    layer, worst = subject.fresh(torch.float32), 0.0
+    x, context = subject.inputs(3, subject.length).float(), subject.whole(3, subject.length)
+    expected, _ = feed(layer, x, context)
+    for cuts in subject.chunkings.values():
+        with torch.autocast(subject.device.type, torch.bfloat16):
+            y, gradients = differentiate(layer, x, context, cuts)
+        _require_finite([y, *gradients])
+        worst = max(worst, _error(y, expected))
+    return Finding(f"weights in float32; {len(subject.chunkings)} ways to feed", worst, HALF)
+
+
+def large_inputs(subject: Subject) -> Finding:
+    """Inputs 30 times larger than a normalised stream give finite outputs in every half precision."""
+    x = 30 * subject.inputs(3, subject.length)
+    for dtype in (torch.bfloat16, torch.float16):
+        layer = subject.fresh(dtype)
+        for name in ("whole", "packed and padded"):
+            y, gradients = differentiate(layer, x.to(dtype), subject.situations[name])
+            # Gradients in float16 are the loss scaler's business.
+            _require_finite([y, *gradients] if dtype == torch.bfloat16 else [y])
+    return Finding("bfloat16 with gradients, float16")
+
+
+@torch.no_grad()
+def far_positions(subject: Subject) -> Finding:
+    """At positions far out, the certified precision still agrees with float64."""
+    layer, reference = _rounded(subject, subject.dtype, torch.float64)
+    x, context = subject.inputs(3, subject.length), subject.whole(3, subject.length, FAR)
+    error = _error(feed(layer, x, context)[0], feed(reference, x.double(), context)[0])
+    half = subject.dtype in (torch.bfloat16, torch.float16)
+    return Finding(f"positions from {FAR}", error, HALF if half else SINGLE)
+
+
+def determinism(subject: Subject) -> Finding:
+    """The same call gives the same bits, forward and backward."""
+    x = subject.inputs(3, subject.length)
+    with _deterministic():
+        for name in ("whole", "packed and padded", "jumping"):
+            runs = [differentiate(subject.layer, x, subject.situations[name]) for _ in range(2)]
+            _require_same_bits(runs, name)
+    return Finding("two runs, outputs and gradients")
+
+
+def determinism_in_training(subject: Subject) -> Finding:
+    """In training mode the same seed gives the same bits, dropout included, forward and backward."""
+    x, layer = subject.inputs(3, subject.length), copy.deepcopy(subject.layer).train()
+    with _deterministic():
+        for name in ("whole", "packed and padded"):
+            runs = []
+            for _ in range(2):
+                torch.manual_seed(subject.seed)
+                runs.append(differentiate(layer, x, subject.situations[name]))
+            _require_same_bits(runs, name)
+    return Finding(f"two runs, dropout {subject.layer.shape.dropout}")
+
+
+def evaluation_equals_training(subject: Subject) -> Finding:
+    """Without dropout, training mode, evaluation without gradients, and inference mode give the same outputs."""
+    x, layer = subject.inputs(3, subject.length), copy.deepcopy(subject.layer).train()
+    draws = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        draws.append(feed(layer, x, subject.whole(3, subject.length))[0])
+    random = not torch.equal(*draws)
+    if subject.layer.shape.dropout > 0:
+        if not random:
+            raise Violated(f"Dropout is {subject.layer.shape.dropout}, and training drops nothing.")
+        raise NotApplicable("Dropout is on.")
+    worst = 0.0
+    for context in subject.situations.values():
+        keep, trained = valid(context), feed(layer, x, context)[0]
+        with torch.no_grad():
+            worst = max(worst, difference(feed(subject.layer, x, context)[0][keep], trained[keep]))
+        with torch.inference_mode():
+            worst = max(worst, difference(feed(subject.layer, x, context)[0][keep], trained[keep]))
+    return Finding(f"{len(subject.situations)} situations", worst, subject.tolerance())
+
+
+def gradients_reach_every_parameter(subject: Subject) -> Finding:
+    """Every parameter that may learn gets a finite gradient that is not zero, from the outputs or the layer's losses."""
+    x, context = subject.inputs(3, subject.length), subject.whole(3, subject.length)
+    _, (of_x, *gradients) = differentiate(subject.layer, x, context, auxiliary=True)
+    _require_finite([of_x, *gradients])
+    names = [name for name, parameter in subject.layer.named_parameters() if parameter.requires_grad]
+    unreached = [name for name, gradient in zip(names, gradients, strict=True) if not gradient.any()]
+    if unreached:
+        raise Violated(f"No gradient reaches {', '.join(unreached)}.")
+    return Finding(f"{len(names)} parameters")
+
+
+def compiles(subject: Subject) -> Finding:
+    """torch.compile gives the same outputs and gradients, fed whole and in chunks."""
+    if subject.compile is None:
+        raise NotApplicable("Not asked for: compiling takes a minute or more.")
+    eager = subject.layer
+    compiled = torch.compile(copy.deepcopy(eager), backend=subject.compile)
+    worst, x = 0.0, subject.inputs(3, subject.length)
+    for name in ("whole", "packed and padded"):
+        context = subject.situations[name]
+        for cuts in ([], [subject.length // 2]) if subject.causal else ([],):
+            y, gradients = differentiate(compiled, x, context, cuts)  # type: ignore[arg-type]
+            expected, expected_gradients = differentiate(eager, x, context, cuts)
+            keep = valid(context)
+            worst = max(worst, difference(y[keep], expected[keep]))
+            worst = max(worst, difference(gradients, expected_gradients) / 10)
+    return Finding(f"backend {subject.compile}; gradients divided by 10", worst, subject.tolerance())
+
+
+def _rounded(subject: Subject, low: torch.dtype, high: torch.dtype) -> tuple[Attention, Attention]:
+    """Two layers with the same weights, all of which ``low`` can hold, computing in ``low`` and in ``high``."""
+    layer = subject.fresh(low)
+    return layer, copy.deepcopy(layer).to(high)
+
+
+def _error(actual: Tensor, expected: Tensor) -> float:
+    """Root mean square error as a share of the root mean square of ``expected``. Not the largest error: where a
+    mechanism chooses (top k, buckets), rounding may tip a single choice."""
+    gap = actual.detach().double() - expected.detach().double()
+    return (gap.square().mean() / expected.detach().double().square().mean()).sqrt().item()
+
+
+def _require_finite(values: list[Tensor]) -> None:
+    if not all(bool(value.isfinite().all()) for value in values):
+        raise Violated("An output is not finite." if not values[0].isfinite().all() else "A gradient is not finite.")
+
+
+def _require_same_bits(runs: list[tuple[Tensor, list[Tensor]]], situation: str) -> None:
+    (y, gradients), (y_again, gradients_again) = runs
+    if not torch.equal(y, y_again):
+        raise Violated(f"Two runs give different outputs ({situation}).")
+    if not all(torch.equal(a, b) for a, b in zip(gradients, gradients_again, strict=True)):
+        raise Violated(f"Two runs give different gradients ({situation}).")
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    """What a run with ``trainer.deterministic`` computes with; fused kernels on accelerators are not by default."""
+    mode, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(mode, warn_only=warns)
