@@ -22,12 +22,12 @@ from lcbench.position.base import LayerShape, PositionEncoding
 class FeedForward(nn.Module):
     """``W_2 dropout(f(W_1 x + b_1)) + b_2`` with ``f`` ReLU or (exact) GELU."""
 
-    def __init__(self, d_model: int, d_ff: int, activation: Callable[[Tensor], Tensor], dropout: float, bias: bool):
+    def __init__(self, shape: LayerShape, d_ff: int, activation: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.inner = nn.Linear(d_model, d_ff, bias=bias)
+        self.inner = nn.Linear(shape.d_model, d_ff, bias=shape.bias)
         self.activation = activation
-        self.dropout = nn.Dropout(dropout)
-        self.output = nn.Linear(d_ff, d_model, bias=bias)
+        self.dropout = nn.Dropout(shape.dropout)
+        self.output = shape.into_residual(nn.Linear(d_ff, shape.d_model, bias=shape.bias))
 
     def forward(self, x: Tensor) -> Tensor:
         """``[batch, time, d_model]`` to the same shape."""
@@ -37,12 +37,12 @@ class FeedForward(nn.Module):
 class SwiGLU(nn.Module):
     """``W_2 dropout(silu(W_g x + b_g) * (W_1 x + b_1)) + b_2``."""
 
-    def __init__(self, d_model: int, d_ff: int, dropout: float, bias: bool):
+    def __init__(self, shape: LayerShape, d_ff: int) -> None:
         super().__init__()
-        self.gate = nn.Linear(d_model, d_ff, bias=bias)
-        self.inner = nn.Linear(d_model, d_ff, bias=bias)
-        self.dropout = nn.Dropout(dropout)
-        self.output = nn.Linear(d_ff, d_model, bias=bias)
+        self.gate = nn.Linear(shape.d_model, d_ff, bias=shape.bias)
+        self.inner = nn.Linear(shape.d_model, d_ff, bias=shape.bias)
+        self.dropout = nn.Dropout(shape.dropout)
+        self.output = shape.into_residual(nn.Linear(d_ff, shape.d_model, bias=shape.bias))
 
     def forward(self, x: Tensor) -> Tensor:
         """``[batch, time, d_model]`` to the same shape."""
@@ -98,8 +98,8 @@ class Decoder(Model):
     each half of a layer adds to the stream are dropped with probability p.
 
     Initialisation: embeddings normal with standard deviation ``d_model ** -0.5``; linear maps as torch has them,
-    weights and biases uniform within ``fan_in ** -0.5`` either side of 0; norms one and zero. With pre-norm, the
-    weights that write to the residual stream (an attention's output map and ``W_2``) are then divided by
+    weights and biases uniform within ``fan_in ** -0.5`` either side of 0; norms one and zero. With pre-norm, the maps
+    that write to the residual stream (an attention's output map and ``W_2``) are then divided by
     ``sqrt(2 * n_layers)``: the stream sums ``2 * n_layers`` of them, and its variance should not grow with depth.
 
     Args:
@@ -140,35 +140,31 @@ class Decoder(Model):
         super().__init__()
         check_network(d_model, n_layers, dropout)
         pre = norm_position == "pre"
-        residual_scale = (2 * n_layers) ** -0.5 if pre else 1.0
         if d_ff is None:
             d_ff = max(8, 8 * round(d_model / 3)) if activation == "swiglu" else 4 * d_model
+
+        def make_feed_forward(shape: LayerShape) -> nn.Module:
+            if activation == "swiglu":
+                return SwiGLU(shape, d_ff)
+            return FeedForward(shape, d_ff, F.relu if activation == "relu" else F.gelu)
 
         def make_norm() -> nn.Module:
             return nn.LayerNorm(d_model, eps=1e-5, bias=bias) if norm == "layer" else nn.RMSNorm(d_model, eps=1e-6)
 
-        def make_feed_forward() -> FeedForward | SwiGLU:
-            if activation == "swiglu":
-                network: FeedForward | SwiGLU = SwiGLU(d_model, d_ff, dropout, bias)
-            else:
-                network = FeedForward(d_model, d_ff, F.relu if activation == "relu" else F.gelu, dropout, bias)
-            with torch.no_grad():
-                network.output.weight.mul_(residual_scale)
-            return network
-
-        self.embedding = nn.Embedding(vocabulary_size, d_model)
-        nn.init.normal_(self.embedding.weight, std=d_model**-0.5)
-        self.dropout = nn.Dropout(dropout)
+        residual_scale = (2 * n_layers) ** -0.5 if pre else 1.0
         shapes = [
             LayerShape(d_model, n_heads, layer, bias=bias, dropout=dropout, residual_scale=residual_scale)
             for layer in range(n_layers)
         ]
+        self.embedding = nn.Embedding(vocabulary_size, d_model)
+        nn.init.normal_(self.embedding.weight, std=d_model**-0.5)
+        self.dropout = nn.Dropout(dropout)
         encodings = [position(shape) for shape in shapes]
         for later in encodings[1:]:
             later.share(encodings[0])
         layer_type = PreNormLayer if pre else PostNormLayer
         self.layers = nn.ModuleList(
-            layer_type(attention(shape, encoding), make_feed_forward(), make_norm(), make_norm(), dropout)
+            layer_type(attention(shape, encoding), make_feed_forward(shape), make_norm(), make_norm(), dropout)
             for shape, encoding in zip(shapes, encodings, strict=True)
         )
         self.final_norm = make_norm() if pre else nn.Identity()

@@ -24,7 +24,7 @@ class LayerShape:
         layer: index of the layer, from 0.
         bias: whether linear maps have biases.
         dropout: probability of dropping an attention weight in training.
-        residual_scale: what a layer multiplies the initial weights of its map back into the residual stream by.
+        residual_scale: factor on the initial weights and biases of a layer's map back into the residual stream.
 
     Raises:
         ConfigurationError: if ``n_heads`` does not divide ``d_model``.
@@ -49,6 +49,13 @@ class LayerShape:
     @property
     def head_dim(self) -> int:
         return self.d_model // self.n_heads
+
+    def into_residual(self, output: nn.Linear) -> nn.Linear:
+        """``output``, a layer's map back into the residual stream, scaled as the network wants it at the start."""
+        with torch.no_grad():
+            for parameter in output.parameters():
+                parameter.mul_(self.residual_scale)
+        return output
 
 
 @dataclass(frozen=True)
