@@ -1,0 +1,30 @@
+"""lcbench: which mechanism remembers what it has read, and at what cost.
+
+The Python face; everything heavy is imported when first used:
+
+    lcbench.compose(overrides)            a checked config
+    lcbench.build_model(overrides)        the network of a command line
+    lcbench.build_attention(name, d_model=, n_heads=, position="none", **options)
+    lcbench.load(run)                     a trained network and its task
+    lcbench.results.read(paths)           the records of runs
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_FACE = {
+    "compose": "lcbench.composition",
+    "build_model": "lcbench.composition",
+    "build_attention": "lcbench.composition",
+    "load": "lcbench.trained",
+}
+
+__all__ = ["build_attention", "build_model", "compose", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _FACE:
+        raise AttributeError(f"module 'lcbench' has no attribute {name!r}")
+    return getattr(importlib.import_module(_FACE[name]), name)

@@ -1,0 +1,219 @@
+"""The command: dispatches to a run or to a verb; imports nothing heavy before it knows which."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from lcbench.errors import ConfigurationError
+
+HELP = """\
+lcbench: which mechanism remembers what it has read, and at what cost
+
+  lcbench [key=value ...]        train and score one run; without arguments, a one-minute demonstration
+  lcbench list [GROUP]           what there is, a line each
+  lcbench show [key=value ...]   the resolved config with parameters, tokens, operations and memory; trains nothing
+  lcbench show RUN               the scores of a run's folder
+  lcbench resume RUN             continue a run that was stopped
+  lcbench verify [key=value ...] the conformance suite on this composition: a certificate
+  lcbench doctor                 what this machine has and lacks
+
+options
+  --config-dir DIR   a folder of your own config files, searched beside lcbench's
+  --trust            let a run's config name code outside lcbench, torch and lightning
+  --completion bash  print the completion script: eval "$(lcbench --completion bash)"
+  --version, --help
+
+examples
+  lcbench task=counting position=rope seed=1
+  lcbench position=relative model.n_layers=4 trainer.max_steps=2000
+  lcbench experiment=cope/flip_flop logger=none
+  lcbench show experiment=cope/flip_flop_paper
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0 done, 1 failed, 2 the user's mistake, 130 interrupted."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _dispatch(words)
+    except ConfigurationError as error:
+        print(f"lcbench: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("lcbench: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # the reader (head, less) has seen enough
+        sys.stderr.close()
+        return 0
+
+
+def _dispatch(words: list[str]) -> int:
+    if "--help" in words or "-h" in words or words == ["help"]:
+        print(HELP, end="")
+        return 0
+    if "--version" in words:
+        from importlib import metadata
+
+        print(f"lcbench {metadata.version('lcbench')}")
+        return 0
+    if words[:1] == ["--completion"]:
+        from lcbench.completion import script
+
+        print(script(words[1] if len(words) > 1 else "bash"))
+        return 0
+    if words[:1] == ["--complete"]:
+        from lcbench.completion import complete
+
+        print("\n".join(complete(words[1:])))
+        return 0
+    overlays, words = _take_overlays(words)
+    trust = "--trust" in words
+    words = [word for word in words if word != "--trust"]
+    verb: Callable[[list[str], list[Path], bool], int] = _run
+    if words and "=" not in words[0] and not words[0].startswith(("+", "~", "-")):
+        verb = _verb(words.pop(0))
+    for word in words:
+        if word.startswith("-"):
+            raise ConfigurationError(f"{word}: no such option; {_closest(word, OPTIONS)}")
+    return verb(words, overlays, trust)
+
+
+def _take_overlays(words: list[str]) -> tuple[list[Path], list[str]]:
+    overlays, rest, pending = [], [], list(words)
+    while pending:
+        word = pending.pop(0)
+        if word == "--config-dir" or word.startswith("--config-dir="):
+            value = word.partition("=")[2] or (pending.pop(0) if pending else "")
+            if not Path(value).is_dir() or not value:
+                raise ConfigurationError(f"--config-dir {value}: no such folder.")
+            overlays.append(Path(value))
+        else:
+            rest.append(word)
+    return overlays, rest
+
+
+def _verb(word: str) -> Callable[[list[str], list[Path], bool], int]:
+    if word not in VERBS:
+        raise ConfigurationError(f"{word}: no such verb; {_closest(word, VERBS)} (an override is key=value)")
+    return VERBS[word]
+
+
+def _closest(word: str, known: Iterable[str]) -> str:
+    import difflib
+
+    return f"the closest is {difflib.get_close_matches(word, list(known), n=1, cutoff=0.0)[0]}."
+
+
+def _run(words: list[str], overlays: list[Path], trust: bool) -> int:
+    from rich.console import Console
+
+    from lcbench.composition import build, compose
+
+    console = Console(highlight=False)
+    with console.status("composing"):
+        experiment = build(compose(words, overlays))
+        from lcbench.engine.run import run
+    result = run(experiment, console)
+    if result["status"] == "completed":
+        console.print("\nworth trying next", style="dim")
+        for line in _suggestions(words):
+            console.print(f"  {line}", soft_wrap=True)
+    return _exit_code(result)
+
+
+def _exit_code(result: dict[str, object]) -> int:
+    return {"completed": 0, "interrupted": 130}.get(str(result["status"]), 1)
+
+
+def _suggestions(words: list[str]) -> list[str]:
+    """Three commands that answer the next question, whatever was asked."""
+    rest = " ".join(word for word in words if not word.startswith(("position=", "seed=")))
+    position = "cope" if any(word.startswith("position=") and "cope" not in word for word in words) else "rope"
+    again = " ".join(["lcbench", *([rest] if rest else []), f"position={position}"])
+    task = "flip_flop" if any(word.startswith("task=") for word in words) else "counting"
+    return [
+        f"{again:<44} # the same with another encoding",
+        f"{f'lcbench task={task} trainer.max_steps=1000':<44} # another task",
+        f"{'lcbench show experiment=cope/flip_flop_paper':<44} # what the paper's size would take",
+    ]
+
+
+def _resume(words: list[str], overlays: list[Path], trust: bool) -> int:
+    from rich.console import Console
+
+    if len(words) != 1:
+        raise ConfigurationError("resume takes one run's folder: lcbench resume outputs/flip_flop/default-1a2b3c4d.")
+    from lcbench.trained import experiment_of
+
+    console = Console(highlight=False)
+    experiment = experiment_of(Path(words[0]), trust)
+    from lcbench.engine.run import run
+
+    return _exit_code(run(experiment, console))
+
+
+def _show(words: list[str], overlays: list[Path], trust: bool) -> int:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if len(words) == 1 and "=" not in words[0]:
+        from lcbench.results.record import RunFolder
+        from lcbench.results.table import show_run
+
+        show_run(console, RunFolder(Path(words[0])).read_result(), Path(words[0]))
+        return 0
+    from lcbench.composition import build, compose
+    from lcbench.engine.show import show
+
+    show(console, build(compose(words, overlays)))
+    return 0
+
+
+def _verify(words: list[str], overlays: list[Path], trust: bool) -> int:
+    from rich.console import Console
+
+    from lcbench.composition import build, compose
+    from lcbench.engine.verify import verify
+
+    console = Console(highlight=False)
+    return 0 if verify(console, build(compose(words, overlays))) else 1
+
+
+def _doctor(words: list[str], overlays: list[Path], trust: bool) -> int:
+    if words:
+        raise ConfigurationError(f"doctor takes nothing, not {words[0]}.")
+    from lcbench.doctor import report
+
+    print(report())
+    return 0
+
+
+def _list(words: list[str], overlays: list[Path], trust: bool) -> int:
+    from lcbench.configs import choices_of, config_directory, describe, groups_of
+
+    directories = [config_directory(), *overlays]
+    groups = groups_of(directories)
+    for group in words:
+        if group not in groups:
+            raise ConfigurationError(f"{group}: no such group; {_closest(group, groups)}")
+    for group in words or groups:
+        choices = choices_of(group, directories)
+        if not words:
+            print(group)
+        width = max(len(name) for name in choices)
+        for name, path in choices.items():
+            print(f"{'' if words else '  '}{name:<{width}}  {describe(path)}")
+    return 0
+
+
+VERBS: dict[str, Callable[[list[str], list[Path], bool], int]] = {
+    "list": _list,
+    "show": _show,
+    "resume": _resume,
+    "verify": _verify,
+    "doctor": _doctor,
+}
+OPTIONS = ["--config-dir", "--trust", "--completion", "--version", "--help"]

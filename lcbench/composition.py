@@ -1,0 +1,359 @@
+"""Overrides -> a checked config -> objects: the only module that knows Hydra.
+
+A component's config is its constructor: ``_target_`` plus the constructor's keyword-only arguments. What comes before
+the ``*`` in a constructor is handed over by the component's owner and cannot be configured. Defaults stand in the
+signature and nowhere else; a config file holds what other groups decide. A mistake ends in a ``ConfigurationError``
+before any data or training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
+
+from lcbench.configs import choices_of, config_directory, groups_of
+from lcbench.errors import ConfigurationError
+from lcbench.schema import closest, injected, locate, options_of, validated
+
+if TYPE_CHECKING:
+    from lcbench.attention.base import Attention
+    from lcbench.engine.experiment import Experiment
+    from lcbench.model.base import Model
+
+#: what decides where and how a run is watched, not what it computes: no part of its identity
+NOT_COMPUTED = ("outputs", "rerun", "logger", "trainer.progress", "experiment", "tags")
+
+#: groups a config from elsewhere may name targets in
+TRUSTED = ("lcbench.", "torch.", "lightning.")
+
+
+@dataclass(frozen=True)
+class Composition:
+    """A checked config.
+
+    Args:
+        config: resolved, plain, loadable by itself.
+        choices: the chosen file of each group.
+        differs: the user's overrides that change what is computed, sorted by key.
+    """
+
+    config: dict[str, Any]
+    choices: dict[str, str]
+    differs: tuple[tuple[str, str], ...]
+
+    @property
+    def hash(self) -> str:
+        """8 hex digits of everything that decides what is computed."""
+        computed = json.dumps(_computed(self.config), sort_keys=True)
+        return hashlib.sha256(computed.encode()).hexdigest()[:8]
+
+    @property
+    def folder_name(self) -> str:
+        """What differs, readable, and the hash, unique."""
+        words = [f"{key}-{value}" for key, value in self.differs]
+        slug = re.sub(r"[^A-Za-z0-9._-]+", "-", "_".join(words)).strip("-")[:80] or "default"
+        return f"{slug}-{self.hash}"
+
+
+@dataclass(frozen=True)
+class _Files:
+    """Where a key came from, for messages."""
+
+    directories: Sequence[Path]
+    choices: dict[str, str]
+    given: dict[str, str]
+
+    def origin(self, key: str) -> str:
+        if any(key == name or key.startswith(f"{name}.") for name in self.given if "." in name):
+            return "command line"
+        experiment = self.choices.get("experiment")
+        group = key.split(".")[0]
+        for directory in self.directories:
+            path = directory / "experiment" / f"{experiment}.yaml"
+            if path.exists():
+                node = OmegaConf.load(path)
+                if OmegaConf.select(node, key) is not None:  # type: ignore[arg-type]
+                    return f"conf/experiment/{experiment}.yaml"
+        return f"conf/{group}/{self.choices[group]}.yaml" if group in self.choices else "config.yaml"
+
+
+def compose(overrides: Sequence[str] = (), overlays: Sequence[Path] = ()) -> Composition:
+    """Compose and check a run's config.
+
+    Args:
+        overrides: Hydra overrides, as on the command line; value overrides need no ``+``.
+        overlays: folders searched after lcbench's own conf/ for the user's config files.
+
+    Raises:
+        ConfigurationError: for any mistake in the overrides, in one sentence.
+    """
+    directories = [config_directory(), *overlays]
+    parsed = _parse(overrides)
+    arguments = [_checked_override(override, directories) for override in parsed]
+    if overlays:
+        arguments.append(f"hydra.searchpath=[{','.join(f'file://{path.resolve()}' for path in overlays)}]")
+    node, choices = _hydra(arguments)
+    given = {o.key_or_group: str(o.get_value_string()) for o in parsed}
+    files = _Files(directories, choices, given)
+    _drop_unused(node, choices, given, files)
+    _fill_defaults(node, files)
+    config = _resolve(node)
+    _check(config, files)
+    differs = tuple(sorted((key, value) for key, value in given.items() if not _neutral(key)))
+    return Composition(config=config, choices=choices, differs=differs)
+
+
+def from_config(config: dict[str, Any], trust: bool = False) -> Composition:
+    """A composition from a run's own ``config.yaml``.
+
+    Args:
+        config: the resolved config of a run.
+        trust: allow targets outside lcbench, torch and lightning.
+
+    Raises:
+        ConfigurationError: if the config names such a target and ``trust`` is False, or does not fit its targets.
+    """
+    for path, target in _targets(config):
+        if not trust and not target.startswith(TRUSTED):
+            raise ConfigurationError(
+                f"{path}._target_={target} lies outside lcbench, torch and lightning; add --trust to run its code."
+            )
+    files = _Files([], {}, {})
+    _check(config, files)
+    return Composition(config=config, choices={}, differs=())
+
+
+def build(composition: Composition) -> Experiment:
+    """The objects of a run, and the checks that need them: nothing is trained, no data is drawn, no file is written.
+
+    Raises:
+        ConfigurationError: for parts that do not work together.
+    """
+    from lcbench.engine.experiment import Experiment
+
+    config = composition.config
+    task = construct(config["task"])
+    trainer = construct(config["trainer"])
+    return Experiment(
+        config=config,
+        name=config["experiment"] or composition.choices.get("task", "run"),
+        seed=config["seed"],
+        folder_name=composition.folder_name,
+        identity=composition.hash,
+        outputs=Path(config["outputs"]),
+        rerun=config["rerun"],
+        task=task,
+        dataset=construct(config["dataset"], task, config["seed"], trainer.batch_size),
+        make_model=lambda: construct_model(config, len(task.vocabulary)),
+        objective=construct(config["objective"]),
+        optimizer=construct(config["optimizer"]),
+        trainer=trainer,
+        evaluation=construct(config["evaluation"]),
+        logger=construct(config["logger"]),
+    ).checked()
+
+
+def construct(node: dict[str, Any], *injected: Any) -> Any:
+    """Call a node's target with what its owner injects and what the node configures."""
+    target = locate(node["_target_"], "_target_")
+    return target(*injected, **validated(target, _without_target(node)))
+
+
+def construct_model(config: dict[str, Any], vocabulary_size: int) -> Model:
+    """The network of a config: parts it takes by name (``attention``, ``position``) arrive as factories."""
+    target = locate(config["model"]["_target_"], "model._target_")
+    parts = [_factory(config[name]) for name in injected(target) if name in ("attention", "position")]
+    return construct(config["model"], vocabulary_size, *parts)
+
+
+def build_model(overrides: Sequence[str] = ()) -> Model:
+    """The network that a command line would train, freshly initialised with the config's seed."""
+    import torch
+
+    experiment = build(compose(overrides))
+    with torch.random.fork_rng():
+        torch.manual_seed(experiment.seed)
+        return experiment.make_model()
+
+
+def build_attention(
+    name: str, *, d_model: int, n_heads: int, position: str | dict[str, Any] = "none", **options: Any
+) -> Attention:
+    """One attention layer by its config name.
+
+    Args:
+        name: a choice of the attention group.
+        d_model: width; divisible by ``n_heads``.
+        n_heads: heads.
+        position: a choice of the position group, or a dict with ``name`` and that encoding's options.
+        options: the mechanism's own options.
+    """
+    from lcbench.position.base import LayerShape
+
+    chosen = {"name": position} if isinstance(position, str) else dict(position)
+    encoding = chosen.pop("name")
+    overrides = [f"attention={name}", f"position={encoding}"]
+    overrides += [f"++attention.{key}={json.dumps(value)}" for key, value in options.items()]
+    overrides += [f"++position.{key}={json.dumps(value)}" for key, value in chosen.items()]
+    config = compose(overrides).config
+    shape = LayerShape(d_model=d_model, n_heads=n_heads)
+    return construct(config["attention"], shape, construct(config["position"], shape))
+
+
+def _factory(node: dict[str, Any]) -> Callable[..., Any]:
+    return lambda *injected: construct(node, *injected)
+
+
+def _parse(overrides: Sequence[str]) -> list[Override]:
+    parser = OverridesParser.create()
+    parsed = []
+    for text in overrides:
+        try:
+            parsed.append(parser.parse_override(text))
+        except OverrideParseException:
+            raise ConfigurationError(
+                f"{text!r} is not an override; write key=value, and quote values with commas: 'key=\"a, b\"'."
+            ) from None
+        if parsed[-1].is_sweep_override():
+            raise ConfigurationError(f"{text!r} lists several values; one run takes one (quote a list: key=[a,b]).")
+    return parsed
+
+
+def _checked_override(override: Override, directories: Sequence[Path]) -> str:
+    """The override as Hydra wants it: choices exist, and value overrides may name any key of a signature."""
+    text = override.input_line or ""
+    key, groups = override.key_or_group, groups_of(directories)
+    if key.startswith("hydra") or override.is_delete():
+        return text
+    if key in groups:
+        value = str(override.get_value_string()).strip("'\"")
+        known = list(choices_of(key, directories))
+        if value != "null" and value not in known:
+            raise ConfigurationError(f"{key}={value}: no such choice; {closest(value, known)} `lcbench list {key}`.")
+        return text.lstrip("+")
+    root = key.split(".")[0]
+    known = sorted({*groups, *_root_keys()})
+    if root not in known:
+        raise ConfigurationError(f"{key}={override.get_value_string()}: no such key; {closest(key, known)}")
+    return "++" + text.lstrip("+")
+
+
+def _root_keys() -> Iterator[str]:
+    node = OmegaConf.load(config_directory() / "config.yaml")
+    assert isinstance(node, DictConfig)
+    return (str(key) for key in node if key != "defaults")
+
+
+def _hydra(arguments: list[str]) -> tuple[DictConfig, dict[str, str]]:
+    try:
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(config_dir=str(config_directory()), version_base="1.3"):
+            node = hydra_compose("config", overrides=arguments, return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigurationError(" ".join(str(error).split())) from None
+    choices = {str(k): str(v) for k, v in node.hydra.runtime.choices.items() if not str(k).startswith("hydra/")}
+    OmegaConf.set_struct(node, False)
+    del node["hydra"]
+    return node, choices
+
+
+def _drop_unused(node: DictConfig, choices: dict[str, str], given: dict[str, str], files: _Files) -> None:
+    """Removes the groups that the chosen model does not take; asking for one all the same is a mistake."""
+    target = locate(node.model._target_, "model._target_")
+    for group in ("attention", "position"):
+        if group not in injected(target):
+            asked = [key for key in given if key == group or key.startswith(f"{group}.")]
+            if asked:
+                raise ConfigurationError(
+                    f"{asked[0]}={given[asked[0]]}: model={choices['model']} has no {group}; drop it, "
+                    "or take model=decoder."
+                )
+            del node[group]
+            choices.pop(group, None)
+
+
+def _fill_defaults(node: DictConfig, files: _Files) -> None:
+    for group in list(node):
+        child = node[group]
+        if not isinstance(child, DictConfig) or "_target_" not in child:
+            continue
+        options = options_of(locate(child._target_, f"{group}._target_"))
+        for key in map(str, list(child)):
+            full = f"{group}.{key}"
+            if key == "_target_" or key in options:
+                continue
+            if f"{group}._target_" in files.given and full not in files.given:
+                # the file's options belong to the class it names, not to the user's own
+                del child[key]
+            else:
+                value: Any = OmegaConf.select(node, full)
+                raise ConfigurationError(
+                    f"{full}={value!s} ({files.origin(full)}): no such key; "
+                    f"{closest(full, [f'{group}.{name}' for name in options])}"
+                )
+        for name, parameter in options.items():
+            if name not in child:
+                if parameter.default is parameter.empty:
+                    raise ConfigurationError(f"{group}.{name} is missing: {child._target_} needs it.")
+                child[name] = parameter.default if not isinstance(parameter.default, tuple) else [*parameter.default]
+
+
+def _resolve(node: DictConfig) -> dict[str, Any]:
+    try:
+        resolved = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+    except InterpolationKeyError as error:
+        raise ConfigurationError(f"{error.full_key}: {' '.join(str(error.msg).split())}.") from None
+    except OmegaConfBaseException as error:
+        raise ConfigurationError(" ".join(str(error).split())) from None
+    assert isinstance(resolved, dict)
+    return {str(key): value for key, value in resolved.items()}
+
+
+def _targets(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield path, str(node["_target_"])
+        for key, value in node.items():
+            yield from _targets(value, f"{path}.{key}" if path else str(key))
+
+
+def _without_target(node: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in node.items() if key != "_target_"}
+
+
+def _check(config: dict[str, Any], files: _Files) -> None:
+    for key, kind in {"seed": int, "rerun": bool, "outputs": str}.items():
+        if not isinstance(config[key], kind) or (kind is int and isinstance(config[key], bool)):
+            raise ConfigurationError(f"{key}={config[key]} ({files.origin(key)}): must be {kind.__name__}.")
+    for group, child in config.items():
+        if isinstance(child, dict) and "_target_" in child:
+            target = locate(child["_target_"], f"{group}._target_")
+            options = validated(target, _without_target(child), group, files.origin)
+            config[group] = {"_target_": child["_target_"], **options}
+
+
+def _neutral(key: str) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in NOT_COMPUTED)
+
+
+def _computed(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    kept = {}
+    for key, value in config.items():
+        path = f"{prefix}{key}"
+        if not _neutral(path):
+            kept[key] = _computed(value, f"{path}.") if isinstance(value, dict) else value
+    return kept

@@ -1,0 +1,205 @@
+"""What happens around the training steps: curves, progress, checkpoints, light evaluation."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from lcbench.engine.evaluation import score
+from lcbench.engine.experiment import Experiment
+from lcbench.engine.interrupt import StopRequest
+from lcbench.engine.module import TrainingModule
+from lcbench.engine.progress import Progress
+from lcbench.results.record import RunFolder, write_text
+
+
+class Clock:
+    """Seconds spent in training steps, light evaluations and checkpoints left out; continues after a resume."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.seconds = seconds
+        self._since: float | None = None
+
+    def start(self) -> None:
+        self._since = time.perf_counter()
+
+    def stop(self) -> None:
+        if self._since is not None:
+            self.seconds += time.perf_counter() - self._since
+            self._since = None
+
+    def read(self) -> float:
+        return self.seconds + (time.perf_counter() - self._since if self._since is not None else 0.0)
+
+
+class Curves(pl.Callback):
+    """Writes metrics.csv, and passes the same rows on to the logger and the screen.
+
+    A row is written every ``log_every`` steps and at a light evaluation. Rows after the checkpoint a run continues
+    from are dropped, so that the file has neither gaps nor doubles.
+    """
+
+    columns = ("step", "seconds", "tokens", "tokens_per_second", "learning_rate", "loss", "evaluation_error")
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        experiment: Experiment,
+        progress: Progress,
+        log: Callable[[dict[str, float], int], None],
+    ) -> None:
+        self.folder, self.experiment, self.progress, self.log = folder, experiment, progress, log
+        self.clock = Clock()
+        self.error: float | None = None
+        self.best = float("inf")
+        self.solved_in_a_row = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.clock.read(), "best": self.best, "solved_in_a_row": self.solved_in_a_row}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.clock = Clock(state_dict["seconds"])
+        self.best, self.solved_in_a_row = state_dict["best"], state_dict["solved_in_a_row"]
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        kept = _rows_until(self.folder.metrics, trainer.global_step)
+        write_text(self.folder.metrics, _as_csv([list(self.columns), *kept]))
+        self.step = trainer.global_step
+        self.clock.start()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(module, TrainingModule)
+        settings, step = self.experiment.trainer, trainer.global_step
+        if step == self.step:  # this batch's gradient waits for others
+            return
+        self.step = step
+        last = step >= settings.max_steps
+        light = bool(settings.evaluate_every) and (step % settings.evaluate_every == 0 or last)
+        if light:
+            self._evaluate(trainer, module)
+        if light or step % settings.log_every == 0 or last:
+            self._row(module, step, light)
+
+    def _evaluate(self, trainer: pl.Trainer, module: TrainingModule) -> None:
+        self.clock.stop()
+        task, evaluation = self.experiment.task, self.experiment.evaluation
+        scores = score(
+            module.model,
+            task,
+            self.experiment.evaluation_sets()[0],
+            examples=evaluation.light_examples,
+            batch_size=evaluation.batch_size,
+            seed=evaluation.seed,
+            device=module.device.type,
+            precision=self.experiment.trainer.precision,
+        )
+        self.error = scores[task.headline]
+        threshold = self.experiment.trainer.stop_at_error
+        self.solved_in_a_row = self.solved_in_a_row + 1 if threshold is not None and self.error <= threshold else 0
+        if self.solved_in_a_row >= 2:
+            trainer.should_stop = True
+        self.clock.start()
+
+    def _row(self, module: TrainingModule, step: int, light: bool) -> None:
+        seconds = self.clock.read()
+        row = {
+            "step": step,
+            "seconds": round(seconds, 3),
+            "tokens": module.tokens_seen,
+            "tokens_per_second": round(module.tokens_seen / seconds, 1) if seconds else 0.0,
+            "learning_rate": self.experiment.optimizer.rate(step - 1, self.experiment.trainer.max_steps),
+            "loss": module.last_finite_loss,
+        }
+        if light and self.error is not None:
+            row["evaluation_error"] = self.error
+        with self.folder.metrics.open("a", newline="") as file:
+            csv.DictWriter(file, self.columns, restval="").writerow(row)
+        self.progress.step(step, row["loss"], self.error, row["tokens_per_second"])
+        self.log({f"train/{k}": v for k, v in row.items() if k not in ("step", "evaluation_error")}, step)
+        if "evaluation_error" in row:
+            self.log({"evaluation/error": row["evaluation_error"]}, step)
+
+
+class Checkpoints(pl.Callback):
+    """Keeps last.ckpt and best.ckpt (lowest light-evaluation error), each written under another name first.
+
+    Where a stop was requested, it is obeyed here, between two steps, with a checkpoint written.
+    """
+
+    def __init__(self, folder: RunFolder, every: int, curves: Curves, stop: StopRequest) -> None:
+        self.folder, self.every, self.curves, self.stop = folder, every, curves, stop
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step, error, curves = trainer.global_step, self.curves.error, self.curves
+        if step == self.step:
+            return
+        self.step = step
+        improved = error is not None and error < curves.best
+        if not (improved or step % self.every == 0 or self.stop.requested):
+            return
+        curves.clock.stop()
+        if improved and error is not None:
+            curves.best = error
+        self.save(trainer, "last.ckpt")
+        if improved:
+            link(self.folder.checkpoints / "last.ckpt", self.folder.checkpoints / "best.ckpt")
+        self.stop.check()
+        curves.clock.start()
+
+    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.curves.clock.stop()
+        self.save(trainer, "last.ckpt")
+        if not (self.folder.checkpoints / "best.ckpt").exists():
+            link(self.folder.checkpoints / "last.ckpt", self.folder.checkpoints / "best.ckpt")
+
+    def save(self, trainer: pl.Trainer, name: str) -> None:
+        """Write a checkpoint atomically."""
+        self.folder.checkpoints.mkdir(parents=True, exist_ok=True)
+        temporary = self.folder.checkpoints / f".{name}.{os.getpid()}"
+        try:
+            trainer.save_checkpoint(temporary)
+            temporary.replace(self.folder.checkpoints / name)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def link(source: Path, target: Path) -> None:
+    """Make ``target`` the same file as ``source``, atomically: a checkpoint is never changed, only replaced."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    os.link(source, temporary)
+    temporary.replace(target)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint's content; no code in it is run."""
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _rows_until(path: Path, step: int) -> list[list[str]]:
+    if not path.exists():
+        return []
+    rows = list(csv.reader(io.StringIO(path.read_text())))[1:]
+    complete = [row for row in rows if len(row) == len(Curves.columns) and row[0].isdigit()]
+    return [row for row in complete if int(row[0]) <= step]
+
+
+def _as_csv(rows: list[list[str]]) -> str:
+    text = io.StringIO()
+    csv.writer(text).writerows(rows)
+    return text.getvalue()

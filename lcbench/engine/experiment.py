@@ -1,0 +1,110 @@
+"""A run before it starts: its parts, and whether they fit together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lcbench.cost.analytic import Cost, estimate
+from lcbench.dataset.synthetic import Synthetic
+from lcbench.engine.settings import Evaluation, Trainer
+from lcbench.errors import ConfigurationError
+from lcbench.logger.base import RunLogger
+from lcbench.model.base import Model
+from lcbench.objective.base import Objective
+from lcbench.optimizer.base import OptimizerRecipe
+from lcbench.position.base import PositionEncoding
+from lcbench.task.base import TRAIN, Task
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The parts of a run.
+
+    Args:
+        config: resolved and plain.
+        name: the experiment the run belongs to; its folder's parent.
+        seed: of initialisation, data and dropout.
+        folder_name: unique to what is computed.
+        identity: 8 hex digits of what is computed.
+        outputs: where runs are kept.
+        rerun: start over although the run exists.
+        task, dataset, make_model, objective, optimizer, trainer, evaluation, logger: the parts.
+    """
+
+    config: dict[str, Any]
+    name: str
+    seed: int
+    folder_name: str
+    identity: str
+    outputs: Path
+    rerun: bool
+    task: Task
+    dataset: Synthetic
+    make_model: Callable[[], Model]
+    objective: Objective
+    optimizer: OptimizerRecipe
+    trainer: Trainer
+    evaluation: Evaluation
+    logger: RunLogger
+
+    def evaluation_sets(self) -> list[str]:
+        """Names of the sets the run is scored on, in order."""
+        sets = list(self.evaluation.sets or self.task.evaluation_sets)
+        return sets + [self.task.at(name, length) for length in self.evaluation.lengths for name in sets]
+
+    def checked(self) -> Experiment:
+        """Itself, if its parts fit together. Builds the network without memory or data.
+
+        Raises:
+            ConfigurationError: if they do not.
+        """
+        lengths = {name: self.task.token_length(name) for name in [TRAIN, *self.evaluation_sets()]}
+        with torch.device("meta"):
+            model = self.make_model()
+        for encoding in _encodings(model):
+            self._check_encoding(encoding, lengths)
+        return self
+
+    def _check_encoding(self, encoding: PositionEncoding, lengths: dict[str, int]) -> None:
+        name = self.config["position"]["_target_"].split(".")[-2]
+        for evaluation_set, length in lengths.items():
+            limit = encoding.max_length
+            # the last token of an example is only ever predicted, so a table of L rows serves strings of L + 1 tokens
+            if limit is not None and length - 1 > limit:
+                short = [s for s, n in lengths.items() if n - 1 <= limit and s != TRAIN]
+                where = "training" if evaluation_set == TRAIN else f"evaluation set {evaluation_set}"
+                remedy = f"position.max_length={length - 1}"
+                if evaluation_set != TRAIN and short:
+                    remedy += f" or evaluation.sets=[{','.join(short)}]"
+                raise ConfigurationError(
+                    f"position={name} has position.max_length={limit} places, but {where} needs {length - 1}: "
+                    f"set {remedy}."
+                )
+        rows = getattr(encoding, "p_max", None)
+        if rows is not None and rows < self.task.positions_needed and not getattr(encoding, "undersized", False):
+            task = self.config["task"]["_target_"].split(".")[-2]
+            raise ConfigurationError(
+                f"position.p_max={rows} is too small for task={task}: a solution counts up to "
+                f"{self.task.positions_needed - 1}; the smallest that can hold it is "
+                f"position.p_max={self.task.positions_needed} (position.undersized=true to study the failure)."
+            )
+
+
+def cost_of(experiment: Experiment) -> Cost:
+    """What one batch of the longest training examples costs, from shapes alone."""
+    settings = experiment.trainer
+    return estimate(
+        experiment.make_model,
+        (settings.batch_size, experiment.task.token_length(TRAIN) - 1),
+        activation_dtype=torch.bfloat16 if settings.precision == "bf16-mixed" else torch.float32,
+    )
+
+
+def _encodings(model: nn.Module) -> list[PositionEncoding]:
+    return [module for module in model.modules() if isinstance(module, PositionEncoding)]

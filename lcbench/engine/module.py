@@ -1,0 +1,90 @@
+"""The Lightning module: one training step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from lcbench.dataset.base import Batch
+from lcbench.engine.evaluation import facts_of
+from lcbench.engine.experiment import Experiment
+from lcbench.model.base import Model
+
+
+class DivergenceError(RuntimeError):
+    """The loss is no longer a number."""
+
+
+class TrainingModule(pl.LightningModule):
+    """Trains ``experiment``'s network on its objective.
+
+    Args:
+        experiment: the parts of the run.
+        model: the network, also reachable compiled.
+        first_batch: index of the first batch to draw: training continues where a checkpoint left it.
+    """
+
+    def __init__(self, experiment: Experiment, model: Model, first_batch: int = 0) -> None:
+        super().__init__()
+        self.experiment = experiment
+        self.model = model
+        self.forward_model = torch.compile(model) if experiment.trainer.compile else model
+        self.first_batch = first_batch
+        self.last_finite_loss = float("nan")
+        self.tokens_seen = 0
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        output = self.forward_model(batch.tokens, facts_of(batch))
+        losses = self.experiment.objective(output, batch)
+        loss = torch.stack(list(losses.values())).sum()
+        self._stop_unless_finite(loss)
+        self.tokens_seen += batch.tokens.numel()
+        self.losses = {name: value.detach() for name, value in losses.items()}
+        return loss
+
+    def _stop_unless_finite(self, loss: Tensor) -> None:
+        # on an accelerator reading the loss waits for it, so it is read only when it is logged anyway
+        if loss.device.type != "cpu" and self.global_step % self.experiment.trainer.log_every:
+            return
+        value = float(loss.detach())
+        if value != value or value in (float("inf"), float("-inf")):
+            rate = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
+            raise DivergenceError(
+                f"the loss is {value} at step {self.global_step + 1}, with learning rate {rate:.3g}; "
+                f"the last finite loss was {self.last_finite_loss:.6g}. A smaller optimizer.lr, "
+                "optimizer.warmup_steps or optimizer.clip_norm=1.0 are the usual cures."
+            )
+        self.last_finite_loss = value
+
+    def configure_optimizers(self) -> Any:
+        recipe, steps = self.experiment.optimizer, self.experiment.trainer.max_steps
+        optimizer, schedule = recipe.build(self.model, steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def train_dataloader(self) -> Iterable[Batch]:
+        return self.experiment.dataset.loader(self.first_batch, None)
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_index: int) -> Batch:
+        return batch.to(device)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["tokens_seen"] = self.tokens_seen
+        checkpoint["random"] = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            checkpoint["random"]["cuda"] = torch.cuda.get_rng_state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.tokens_seen = checkpoint["tokens_seen"]
+        self.random = checkpoint["random"]
+
+    def on_train_start(self) -> None:
+        # the last thing before the first step, so that nothing in between can draw from the generators
+        random = getattr(self, "random", None)
+        if random is not None:
+            torch.set_rng_state(random["cpu"])
+            if "cuda" in random and torch.cuda.is_available():
+                torch.cuda.set_rng_state(random["cuda"])

@@ -1,0 +1,222 @@
+"""The run itself: one training and its scores, in one folder."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+import traceback
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import yaml
+from rich.console import Console
+
+from lcbench.cost.memory import peak_memory_bytes, reset_peak_memory
+from lcbench.engine.callbacks import Checkpoints, Curves, load_checkpoint
+from lcbench.engine.evaluation import score
+from lcbench.engine.experiment import Experiment, cost_of
+from lcbench.engine.interrupt import Interrupted, StopRequest
+from lcbench.engine.machine import facts_of_machine
+from lcbench.engine.module import DivergenceError, TrainingModule
+from lcbench.engine.progress import Progress
+from lcbench.logger.base import RunFacts
+from lcbench.model.base import Model
+from lcbench.results.record import RunFolder, write_text
+from lcbench.results.table import show_run
+
+
+def folder_of(experiment: Experiment) -> RunFolder:
+    """The run's folder: the one that already holds what is computed here, or a new name."""
+    parent = experiment.outputs / experiment.name
+    same = sorted(parent.glob(f"*-{experiment.identity}"))
+    return RunFolder(same[0] if same else parent / experiment.folder_name)
+
+
+def run(experiment: Experiment, console: Console) -> dict[str, Any]:
+    """Train and score, or show the finished run, or continue the unfinished one.
+
+    Returns:
+        The run's record; ``status`` is completed, failed or interrupted.
+    """
+    folder = folder_of(experiment)
+    if experiment.rerun and folder.path.exists():
+        shutil.rmtree(folder.path)
+    if folder.result.exists():
+        result = folder.read_result()
+        if result["status"] == "completed":
+            console.print("this run is finished (rerun=true starts over)")
+            show_run(console, result, folder.path)
+            return result
+    return _Run(experiment, folder, console).execute()
+
+
+class _Run:
+    def __init__(self, experiment: Experiment, folder: RunFolder, console: Console) -> None:
+        self.experiment, self.folder, self.console = experiment, folder, console
+        self.progress = Progress(console, experiment.trainer.progress)
+        self.stop = StopRequest(console)
+        self.device = torch.device(experiment.trainer.device)
+        self.result: dict[str, Any] = {}
+
+    def execute(self) -> dict[str, Any]:
+        began = time.perf_counter()
+        reset_peak_memory(self.device)
+        self._open()
+        exit_code = 1
+        try:
+            with self.stop, self.progress:
+                scores = self._train_and_score()
+            self.result |= {"status": "completed", **scores}
+            exit_code = 0
+        except (Interrupted, KeyboardInterrupt):
+            self.result |= {"status": "interrupted", "error": "interrupted; the same command continues"}
+            self.log.info("interrupted")
+            exit_code = 130
+        except DivergenceError as error:
+            self.result |= {"status": "failed", "error": str(error)}
+            self.log.error("%s", error)
+        except Exception as error:
+            self.result |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+            self.log.error("%s", traceback.format_exc())
+            self.console.print_exception()
+        finally:
+            self.result["cost/wall_seconds"] = self.earlier_seconds + time.perf_counter() - began
+            self.result["cost/peak_memory_bytes"] = peak_memory_bytes(self.device)
+            self.folder.write_result(self.result)
+            self._close(exit_code)
+        show_run(self.console, self.result, self.folder.path)
+        return self.result
+
+    def _open(self) -> None:
+        experiment, folder = self.experiment, self.folder
+        before = folder.read_result() if folder.result.exists() else {}
+        self.earlier_seconds = before.get("cost/wall_seconds", 0.0)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        write_text(folder.config, "# what this run computes, resolved\n" + yaml.safe_dump(experiment.config))
+        self.log = _file_log(folder.log)
+        task = experiment.task
+        self.result = {
+            "status": "running",
+            "error": None,
+            "seed": experiment.seed,
+            "experiment": experiment.name,
+            "task/headline": task.headline,
+            **{f"chance/{metric}": value for metric, value in task.chance.items()},
+            **facts_of_machine(experiment.trainer.device),
+        }
+        folder.write_result(self.result)
+        facts = RunFacts(
+            folder.path, experiment.config, experiment.name, folder.path.name, list(experiment.config["tags"])
+        )
+        self._say(experiment.logger.start(facts))
+
+    def _close(self, exit_code: int) -> None:
+        try:
+            self._say(self.experiment.logger.finish(self.result, exit_code))
+        except Exception:
+            # the record is written already, and a watcher's failure must not turn a finished run into a failed one
+            self.log.error("the logger failed to close\n%s", traceback.format_exc())
+        for handler in list(self.log.handlers):
+            handler.close()
+            self.log.removeHandler(handler)
+
+    def _say(self, line: str | None) -> None:
+        if line:
+            self.console.print(line, soft_wrap=True)
+            self.log.info("%s", line)
+
+    def _train_and_score(self) -> dict[str, Any]:
+        settings = self.experiment.trainer
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+        pl.seed_everything(self.experiment.seed, verbose=False)
+        model = self.experiment.make_model()
+        checkpoint = self.folder.checkpoints / "last.ckpt"
+        first_batch = 0
+        if checkpoint.exists():
+            step = load_checkpoint(checkpoint)["global_step"]
+            first_batch = step * settings.accumulate
+            self._say(f"continuing after step {step}")
+        module = TrainingModule(self.experiment, model, first_batch)
+        curves = Curves(self.folder, self.experiment, self.progress, self._log_metrics)
+        trainer = self._trainer([curves, Checkpoints(self.folder, settings.checkpoint_every, curves, self.stop)])
+        self.log.info("training on %s, %d steps", settings.device, settings.max_steps)
+        self.progress.begin("training", settings.max_steps, first_batch // settings.accumulate)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"lightning\..*")
+            trainer.fit(module, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True)
+        seconds = curves.clock.read()
+        scores = self._score(model)
+        return {**scores, **self._cost(module.tokens_seen, seconds, trainer.global_step)}
+
+    def _trainer(self, callbacks: list[pl.Callback]) -> pl.Trainer:
+        settings = self.experiment.trainer
+        logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+        return pl.Trainer(
+            accelerator=settings.device,
+            devices=1,
+            precision={"32": "32-true", "bf16-mixed": "bf16-mixed"}[settings.precision],  # type: ignore[arg-type]
+            max_steps=settings.max_steps,
+            max_epochs=-1,
+            accumulate_grad_batches=settings.accumulate,
+            gradient_clip_val=self.experiment.optimizer.clip_norm,
+            deterministic=settings.deterministic,
+            callbacks=callbacks,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=self.folder.path,
+        )
+
+    def _log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        self.experiment.logger.log(metrics, step)
+        self.log.info("step %d  %s", step, "  ".join(f"{k} {v:.6g}" for k, v in metrics.items()))
+
+    def _score(self, model: Model) -> dict[str, Any]:
+        experiment, evaluation = self.experiment, self.experiment.evaluation
+        model.to(experiment.trainer.device)
+        scores: dict[str, Any] = {}
+        for name in experiment.evaluation_sets():
+            self.progress.begin(f"scoring {name}", evaluation.examples)
+            found = score(
+                model,
+                experiment.task,
+                name,
+                examples=evaluation.examples,
+                batch_size=evaluation.batch_size,
+                seed=evaluation.seed,
+                device=experiment.trainer.device,
+                precision=experiment.trainer.precision,
+                tick=self._tick,
+            )
+            scores |= {f"scores/{name}/{metric}": value for metric, value in found.items()}
+            self.log.info("scored %s", name)
+        return scores
+
+    def _tick(self, done: int) -> None:
+        self.stop.check()
+        self.progress.tick(done)
+
+    def _cost(self, tokens: int, seconds: float, steps: int) -> dict[str, Any]:
+        cost = cost_of(self.experiment)
+        return {
+            "train/steps": steps,
+            "cost/parameters": cost.parameters,
+            "cost/train_tokens": tokens,
+            "cost/train_flops": steps * self.experiment.trainer.accumulate * cost.training_operations,
+            "cost/tokens_per_second": tokens / seconds if seconds else None,
+            "cost/state_bytes": cost.state_bytes // cost.examples,
+        }
+
+
+def _file_log(path: Path) -> logging.Logger:
+    logger = logging.Logger(f"lcbench.{path.parent.name}")
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.addHandler(handler)
+    return logger

@@ -1,0 +1,46 @@
+"""The interface of a logger: somewhere beside lcbench's own files where a run can be watched.
+
+lcbench's own metrics.csv and result.json are the source of truth; a logger that fails loses nothing they hold.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What a logger is told at the start.
+
+    Args:
+        folder: the run's folder.
+        config: the whole resolved config, plain.
+        experiment: what the run belongs to.
+        name: the folder's name.
+        tags: words to find it by.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    experiment: str
+    name: str
+    tags: list[str]
+
+
+class RunLogger(ABC):
+    """Somewhere a run can be watched. A subclass's constructor takes keyword-only arguments."""
+
+    @abstractmethod
+    def start(self, facts: RunFacts) -> str | None:
+        """Open; returns one line for the user, or None."""
+
+    @abstractmethod
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        """Metrics after ``step`` updates."""
+
+    @abstractmethod
+    def finish(self, result: dict[str, Any], exit_code: int) -> str | None:
+        """Close, whatever happened, with the run's record; returns one line for the user, or None."""

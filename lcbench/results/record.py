@@ -1,0 +1,109 @@
+"""A run's folder and its record.
+
+    config.yaml        resolved, loadable by itself
+    result.json        flat, group/name keys
+    metrics.csv        the curves
+    checkpoints/       last and best
+    run.log            what happened, with the traceback where the run failed
+
+Whatever others read is written under another name first and then renamed: a reader sees the old file or the new one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lcbench.errors import ConfigurationError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # noqa: PTH101 mkstemp's files are private, a record is not
+        os.replace(temporary, path)  # noqa: PTH105
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+@dataclass(frozen=True)
+class Score:
+    """One metric on one evaluation set: its value, 95 % interval and how many outcomes it counts."""
+
+    evaluation_set: str
+    metric: str
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+def scores_of(result: dict[str, Any]) -> list[Score]:
+    """The scores in a record, in the record's order."""
+    scores = []
+    for key, value in result.items():
+        parts = key.split("/")
+        if parts[0] == "scores" and f"{key}_n" in result:
+            low, high, n = (result[f"{key}_{part}"] for part in ("low", "high", "n"))
+            scores.append(Score(parts[1], "/".join(parts[2:]), value, low, high, n))
+    return scores
+
+
+class RunFolder:
+    """Where the parts of one run lie."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.result = path / "result.json"
+        self.metrics = path / "metrics.csv"
+        self.checkpoints = path / "checkpoints"
+        self.log = path / "run.log"
+
+    def read_result(self) -> dict[str, Any]:
+        """The record.
+
+        Raises:
+            ConfigurationError: if the folder is not that of a run.
+        """
+        try:
+            return json.loads(self.result.read_text())
+        except FileNotFoundError:
+            raise ConfigurationError(
+                f"{self.path} is no run: it has no result.json (a run is a folder such as "
+                "outputs/flip_flop/default-1a2b3c4d)."
+            ) from None
+        except json.JSONDecodeError as error:
+            raise ConfigurationError(f"{self.result} cannot be read: {error}.") from None
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        """Write the record atomically."""
+        write_text(self.result, json.dumps(result, indent=1) + "\n")
+
+
+def read(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
+    """The records of all runs at or below ``paths``, each with its folder under ``folder``, sorted by folder.
+
+    Raises:
+        ConfigurationError: if a path holds no run.
+    """
+    records = {}
+    for path in map(Path, paths):
+        found = sorted(path.rglob("result.json")) if path.is_dir() else []
+        if not found:
+            raise ConfigurationError(f"{path} is no run and holds none: there is no result.json at or below it.")
+        for file in found:
+            records[str(file.parent)] = {"folder": str(file.parent), **RunFolder(file.parent).read_result()}
+    return [records[folder] for folder in sorted(records)]

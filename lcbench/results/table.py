@@ -1,0 +1,88 @@
+"""The tables a run ends with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from lcbench.results.record import Score, scores_of
+
+
+def run_table(result: dict[str, Any]) -> Group:
+    """Scores per evaluation set, then the cost.
+
+    Metrics split by a fact (``error/distance_4_7``) stay in the record.
+    """
+    scores = [score for score in scores_of(result) if "/" not in score.metric]
+    headline = result["task/headline"]
+    metrics = sorted({score.metric for score in scores}, key=lambda metric: (metric != headline, metric))
+    sets = list(dict.fromkeys(score.evaluation_set for score in scores))
+    found = {(score.evaluation_set, score.metric): score for score in scores}
+    columns: list[tuple[str, str, Callable[[Score], str]]] = []
+    for metric in metrics:
+        columns.append((metric, metric.replace("_", " "), lambda score: _percent(score.value)))
+        if metric == headline:
+            columns.append((metric, "95 % interval", lambda s: f"{_percent(s.low)} to {_percent(s.high)}"))
+            columns.append((metric, "wrong / counted", lambda s: f"{round(s.value * s.n):,} / {s.n:,}"))
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("evaluation set")
+    for _, title, _ in columns:
+        table.add_column(title, justify="right")
+    for name in sets:
+        cells = [show(found[name, metric]) if (name, metric) in found else "" for metric, _, show in columns]
+        table.add_row(name, *cells)
+    chance = [
+        _percent(result.get(f"chance/{metric}")) if title == metric.replace("_", " ") else ""
+        for metric, title, _ in columns
+    ]
+    table.add_row("chance", *chance, style="dim")
+    return Group(table, Text(""), cost_table(result))
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.2f} %"
+
+
+def cost_table(result: dict[str, Any]) -> Table:
+    """What the run took."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="dim")
+    table.add_column(justify="right")
+    rows: dict[str, tuple[str, Callable[[Any], str]]] = {
+        "parameters": ("cost/parameters", lambda v: f"{v:,}"),
+        "training tokens": ("cost/train_tokens", lambda v: f"{v:,}"),
+        "training operations": ("cost/train_flops", lambda v: f"{v:.3g} FLOP"),
+        "speed": ("cost/tokens_per_second", lambda v: f"{v:,.0f} tokens/s"),
+        "peak memory": ("cost/peak_memory_bytes", human_bytes),
+        "state after an example": ("cost/state_bytes", human_bytes),
+        "wall time": ("cost/wall_seconds", lambda v: f"{v:.1f} s"),
+    }
+    for words, (key, show) in rows.items():
+        if result.get(key) is not None:
+            table.add_row(words, show(result[key]))
+    return table
+
+
+def human_bytes(value: float) -> str:
+    """Bytes in powers of 1024."""
+    units = ["B", "KiB", "MiB", "GiB", "TiB"]
+    while abs(value) >= 1024 and len(units) > 1:
+        value /= 1024
+        units.pop(0)
+    return f"{value:,.0f} B" if units[0] == "B" else f"{value:,.1f} {units[0]}"
+
+
+def show_run(console: Console, result: dict[str, Any], folder: Path) -> None:
+    """The end of a run, on the terminal."""
+    console.print()
+    if result["status"] == "completed":
+        console.print(run_table(result))
+    else:
+        console.print(f"{result['status']}: {result.get('error') or 'no scores yet'}", soft_wrap=True)
+    console.print()
+    console.print(f"run folder  {folder}", soft_wrap=True)

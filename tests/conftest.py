@@ -1,0 +1,66 @@
+"""What several tests share: the smallest run, and the command as a user types it."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+TINY = (
+    "task=flip_flop",
+    "task.length=16",
+    "model.d_model=16",
+    "model.n_heads=2",
+    "model.n_layers=1",
+    "trainer.max_steps=6",
+    "trainer.batch_size=8",
+    "trainer.evaluate_every=3",
+    "trainer.log_every=2",
+    "evaluation.examples=64",
+    "evaluation.light_examples=32",
+    "logger=none",
+)
+
+
+@pytest.fixture
+def run_here(tmp_path: Path) -> Callable[..., tuple[dict[str, Any], Path, str]]:
+    """Runs a tiny experiment with more overrides; returns its record, its folder and what the terminal showed."""
+
+    def run(*overrides: str) -> tuple[dict[str, Any], Path, str]:
+        from lcbench.composition import build, compose
+        from lcbench.engine.run import folder_of
+        from lcbench.engine.run import run as run_experiment
+
+        experiment = build(compose([*TINY, f"outputs={tmp_path}", *overrides]))
+        screen = io.StringIO()
+        result = run_experiment(experiment, Console(file=screen, width=200))
+        return result, folder_of(experiment).path, screen.getvalue()
+
+    return run
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Calls ``lcbench`` in a process of its own, in an empty folder and without an account."""
+
+    def call(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "LCBENCH"))}
+        environment |= {"HOME": str(tmp_path), "OMP_NUM_THREADS": "1", **variables}
+        return subprocess.run(
+            [sys.executable, "-m", "lcbench", *words],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+
+    return call
