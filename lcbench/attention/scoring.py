@@ -13,7 +13,7 @@ q', k' are the rotated queries and keys, the bias is what the encoding adds. Two
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -81,6 +81,16 @@ class _Block:
     columns: slice
     free: int
 
+    @property
+    def of_queries(self) -> tuple[slice, slice, slice]:
+        """Where the block lies in ``[batch, heads, q_time, any]``."""
+        return self.batch, slice(None), self.rows
+
+    @property
+    def of_keys(self) -> tuple[slice, slice, slice]:
+        """Where the block lies in ``[batch, heads, k_time, any]``."""
+        return self.batch, slice(None), self.columns
+
 
 @dataclass(frozen=True)
 class _Pairs:
@@ -127,6 +137,12 @@ class _Pairs:
         """Whether every query sees every key."""
         return not (self.ragged or self.window or (self.causal and self.q_positions.shape[1] > 1))
 
+    @property
+    def whole(self) -> _Block:
+        """All queries and all keys."""
+        batches, q_time = self.q_positions.shape
+        return _Block(slice(0, batches), slice(0, q_time), slice(0, self.k_positions.shape[1]), 0)
+
     def blocks(self, batch: int, rows: int) -> Iterator[_Block]:
         """All queries, at most ``rows`` of at most ``batch`` batch rows at a time."""
         batches, q_time, k_time = self.q_positions.shape[0], self.q_positions.shape[1], self.k_positions.shape[1]
@@ -142,12 +158,22 @@ class _Pairs:
                     free = self.offset + start + 1 if self.causal else k_time
                 yield _Block(slice(b, min(b + batch, batches)), slice(start, stop), slice(first, last), free)
 
-    def alignment(self, block: _Block) -> Alignment:
+    def alignment(self, block: _Block, vectors: Tensor | None = None) -> Alignment:
+        """``vectors``: of all distances, ``[1 or heads, q_time + k_time - 1, any]``, or None."""
+        rows, columns = block.rows, block.columns
+        if vectors is not None:
+            vectors = vectors[:, self.distances(block)]
         return Alignment(
-            self.q_positions[block.batch, block.rows],
-            self.k_positions[block.batch, block.columns],
-            self.offset + block.rows.start - block.columns.start if self.consecutive else None,
+            self.q_positions[block.batch, rows],
+            self.k_positions[block.batch, columns],
+            self.offset + rows.start - columns.start if self.consecutive else None,
+            vectors,
         )
+
+    def distances(self, block: _Block) -> slice:
+        """Where the distances of the block lie among those of the whole, both largest first."""
+        first = self.q_positions.shape[1] - block.rows.stop + block.columns.start
+        return slice(first, first + block.rows.stop - block.rows.start + block.columns.stop - block.columns.start - 1)
 
     def visible(self, block: _Block) -> Tensor:
         """bool, ``[1 or batch, 1, rows, columns]``."""
@@ -217,8 +243,9 @@ class _Run:
         return scores
 
     def biases(
-        self, q: Tensor, k: Tensor, scores: Tensor, features: Tensor | None, alignment: Alignment, visible: Tensor
+        self, scores: Tensor, q: Tensor, k: Tensor, features: Tensor | None, alignment: Alignment, visible: Tensor
     ) -> list[Tensor]:
+        """What is added to the scores; each broadcasts to ``[batch, heads, rows, columns]``."""
         found = []
         if self.reads_content:
             found.append(self.position.content_bias(q, k, scores, features, alignment, visible))
@@ -240,47 +267,48 @@ class _Run:
 @torch.compiler.disable
 def _explicit(run: _Run, q: Tensor, keys: KeyValues, rotated_q: Tensor, rotated_k: Tensor) -> Tensor:
     """Blocks of queries with recomputation; ``[batch, heads, q_time, head_dim]``."""
-    rotates = rotated_q is not q
-    features = keys.features if run.reads_content else None
+    plain_q = plain_k = features = vectors = None
+    if run.reads_content:
+        features = keys.features
+        if rotated_q is not q:
+            plain_q, plain_k = q, keys.k
+        if run.pairs.consecutive:
+            vectors = run.position.distance_vectors(run.pairs.alignment(run.pairs.whole).all_distances())
+    tensors = (rotated_q, rotated_k, keys.v, plain_q, plain_k, features, vectors)
     return _ExplicitAttention.apply(
-        run,
-        rotated_q.contiguous(),
-        rotated_k.contiguous(),
-        keys.v.contiguous(),
-        q.contiguous() if rotates and run.reads_content else None,
-        keys.k.contiguous() if rotates and run.reads_content else None,
-        None if features is None else features.contiguous(),
-        *run.position.parameters(),
+        run, *(None if tensor is None else tensor.contiguous() for tensor in tensors), *run.position.parameters()
     )
 
 
 class _ExplicitAttention(torch.autograd.Function):
-    """``run, q, k, v, unrotated q, unrotated k, features, *parameters -> output``.
+    """``run, q, k, v, unrotated q, unrotated k, features, distance vectors, *parameters -> output``.
 
-    Unrotated queries and keys are None where rotation changes nothing. What is kept for the backward pass are the
-    arguments alone. With ``P = softmax(S)`` of a block: ``dV = P^T dO``, ``dP = dO V^T``, ``dS = P * (dP - rowsum
-    (P * dP))``, and the bias hands its share of dS on to what it read, by autograd.
+    Unrotated queries and keys are None where rotation changes nothing. Only the arguments are kept for the backward
+    pass. There, with ``P = softmax(S)`` of a block,
+
+        dV = P^T dO,  dP = dO V^T,  dS = P * (dP - rowsum(P * dP)),  dQ = c dS K,  dK = c dS^T Q
+
+    and the bias hands its share of dS on to all that it read, by autograd within the block.
     """
 
     @staticmethod
     def forward(ctx: Any, run: _Run, *tensors: Any) -> Tensor:
         ctx.run = run
         ctx.save_for_backward(*tensors)
-        q, k, v, plain_q, plain_k, features, *_ = tensors
+        q, k, v, plain_q, plain_k, features, vectors, *_ = tensors
         plain_q, plain_k = (q, k) if plain_q is None else (plain_q, plain_k)
         out = torch.empty_like(q)
         with torch.autocast(q.device.type, enabled=False):
             for block in run.blocks(q, k):
-                rows, columns = (block.batch, slice(None), block.rows), (block.batch, slice(None), block.columns)
-                visible, alignment = run.pairs.visible(block), run.pairs.alignment(block)
+                rows, columns = block.of_queries, block.of_keys
+                visible, alignment = run.pairs.visible(block), run.pairs.alignment(block, vectors)
                 scores = run.scores(q[rows], k[columns], block, visible)
                 block_features = None if features is None else features[columns]
-                biases = run.biases(plain_q[rows], plain_k[columns], scores, block_features, alignment, visible)
-                for bias in biases:
+                for bias in run.biases(scores, plain_q[rows], plain_k[columns], block_features, alignment, visible):
                     scores = scores + bias
                 weights = torch.softmax(run.hide(scores, block, visible), -1)
                 if run.dropout:
-                    weights = weights * run.kept(weights, block)
+                    weights *= run.kept(weights, block)
                 o = torch.matmul(weights.to(v.dtype), v[columns])
                 out[rows] = o.masked_fill_(~visible.any(-1, keepdim=True), 0) if run.pairs.ragged else o
         return out
@@ -289,68 +317,69 @@ class _ExplicitAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
         run: _Run = ctx.run
-        inputs = ctx.saved_tensors[:6]
-        q, k, v, plain_q, plain_k, features = inputs
-        learned = list(run.position.parameters())
-        d_learned: list[Tensor | None] = [None] * len(learned)
-        scale = q.shape[-1] ** -0.5
+        inputs = ctx.saved_tensors[:7]
+        q, k, v, plain_q, plain_k, features, vectors = inputs
+        learned = [parameter for parameter in run.position.parameters() if parameter.requires_grad]
+        d_learned: dict[Tensor, Tensor] = {}
         wide = torch.promote_types(q.dtype, torch.float32)
-        sums = [None if tensor is None else torch.zeros_like(tensor, dtype=wide) for tensor in inputs]
-        d_q, d_k, d_v = sums[:3]
+        sums: list[Any] = [None if x is None else torch.zeros_like(x, dtype=wide) for x in inputs]
+        d_q, d_k, d_v, d_plain_q, d_plain_k, d_features, d_vectors = sums
+        if plain_q is None:
+            plain_q, plain_k, d_plain_q, d_plain_k = q, k, d_q, d_k
+
         with torch.autocast(q.device.type, enabled=False):
             for block in run.blocks(q, k):
-                rows, columns = (block.batch, slice(None), block.rows), (block.batch, slice(None), block.columns)
-                visible, alignment = run.pairs.visible(block), run.pairs.alignment(block)
-                q_block, k_block = q[rows], k[columns]
-                scores = run.scores(q_block, k_block, block, visible)
+                rows, columns = block.of_queries, block.of_keys
+                visible = run.pairs.visible(block)
+                q_block, k_block, d_o = q[rows] * q.shape[-1] ** -0.5, k[columns], d_out[rows]
+                scores = run.scores(q[rows], k_block, block, visible)
 
-                read = [
-                    scores,
-                    (q if plain_q is None else plain_q)[rows],
-                    (k if plain_k is None else plain_k)[columns],
-                    *([] if features is None else [features[columns]]),
-                ]
+                # what the bias reads, and where the gradient for it is summed up
+                read = [scores, plain_q[rows], plain_k[columns]]
+                places: list[tuple[Tensor, Any]] = [(d_plain_q, rows), (d_plain_k, columns)]
+                if features is not None:
+                    read.append(features[columns])
+                    places.append((d_features, columns))
+                if vectors is not None:
+                    distances = (slice(None), run.pairs.distances(block))
+                    read.append(vectors[distances])
+                    places.append((d_vectors, distances))
                 read = [tensor.detach().requires_grad_() for tensor in read]
+                block_features = None if features is None else read[3]
+                alignment = run.pairs.alignment(block)
+                if vectors is not None:
+                    alignment = replace(alignment, vectors=read[-1])
                 with torch.enable_grad():
-                    block_features = None if features is None else read[3]
-                    biases = run.biases(read[1], read[2], read[0], block_features, alignment, visible)
+                    biases = run.biases(read[0], read[1], read[2], block_features, alignment, visible)
                 for bias in biases:
                     scores = scores + bias.detach()
                 weights = torch.softmax(run.hide(scores, block, visible), -1)
 
-                d_o = d_out[rows]
                 if run.pairs.ragged:
                     d_o = d_o.masked_fill(~visible.any(-1, keepdim=True), 0)
-                kept = run.kept(weights, block) if run.dropout else None
-                used = weights if kept is None else weights * kept
-                d_v[columns] += torch.matmul(used.to(v.dtype).transpose(-1, -2), d_o)
                 d_weights = torch.matmul(d_o, v[columns].transpose(-1, -2)).to(wide)
-                d_scores = torch._softmax_backward_data(
-                    d_weights if kept is None else d_weights * kept, weights, -1, wide
-                )
+                used = weights
+                if run.dropout:
+                    kept = run.kept(weights, block)
+                    used, d_weights = weights * kept, d_weights * kept
+                d_v[columns] += torch.matmul(used.to(v.dtype).transpose(-1, -2), d_o)
+                d_scores = torch._softmax_backward_data(d_weights, weights, -1, wide)
 
                 moving = [bias for bias in biases if bias.requires_grad]
                 if moving:
-                    wanted = [*read, *(p for p in learned if p.requires_grad)]
-                    gradients = torch.autograd.grad(
-                        moving, wanted, [d_scores.sum_to_size(bias.shape) for bias in moving], allow_unused=True
-                    )
-                    if gradients[0] is not None:
-                        d_scores = d_scores + gradients[0]
-                    targets = [sums[0 if plain_q is None else 3], sums[1 if plain_k is None else 4], sums[5]]
-                    for total, place, gradient in zip(
-                        targets, (rows, columns, columns), gradients[1 : len(read)], strict=False
-                    ):
+                    d_biases = [d_scores.sum_to_size(bias.shape).to(bias.dtype) for bias in moving]
+                    found = torch.autograd.grad(moving, [*read, *learned], d_biases, allow_unused=True)
+                    if found[0] is not None:
+                        d_scores = d_scores + found[0]
+                    for (total, place), gradient in zip(places, found[1:], strict=False):
                         if gradient is not None:
                             total[place] += gradient
-                    rest = iter(gradients[len(read) :])
-                    for index, parameter in enumerate(learned):
-                        gradient = next(rest) if parameter.requires_grad else None
+                    for parameter, gradient in zip(learned, found[len(read) :], strict=True):
                         if gradient is not None:
-                            before = d_learned[index]
-                            d_learned[index] = gradient if before is None else before + gradient
+                            d_learned[parameter] = d_learned.get(parameter, 0) + gradient
 
                 d_scores = d_scores.to(q.dtype)
-                d_q[rows] += torch.matmul(d_scores, k_block) * scale
-                d_k[columns] += torch.matmul(d_scores.transpose(-1, -2), q_block * scale)
-        return None, *(None if total is None else total.to(q.dtype) for total in sums), *d_learned
+                d_q[rows] += torch.matmul(d_scores, k_block) * q.shape[-1] ** -0.5
+                d_k[columns] += torch.matmul(d_scores.transpose(-1, -2), q_block)
+        d_inputs = (None if total is None else total.to(q.dtype) for total in sums[:6])
+        return None, *d_inputs, d_vectors, *(d_learned.get(parameter) for parameter in run.position.parameters())

@@ -67,14 +67,17 @@ class Alignment:
         k_positions: ``[batch, k_time]``, true positions of the keys.
         offset: index of the first query among the keys, if the distance of every visible pair is
             ``offset + row - column``; None if positions jump, and distances must be taken from them.
+        vectors: what ``PositionEncoding.distance_vectors`` made of ``all_distances``,
+            ``[1 or heads, q_time + k_time - 1, any]``; None if it makes nothing or positions jump.
     """
 
     q_positions: Tensor
     k_positions: Tensor
     offset: int | None
+    vectors: Tensor | None = None
 
     def distances(self) -> Tensor:
-        """``n = i - j``, ``[1 or batch, q_time, k_time]``; meaningless (perhaps negative) where a pair is not visible."""
+        """``n = i - j``, ``[1 or batch, q_time, k_time]``; meaningless (perhaps negative) where a pair is hidden."""
         if self.offset is None:
             return self.q_positions[:, :, None] - self.k_positions[:, None, :]
         device = self.q_positions.device
@@ -85,13 +88,12 @@ class Alignment:
     def all_distances(self) -> Tensor:
         """Every distance of the block once, largest first: ``[q_time + k_time - 1]``; needs ``offset``.
 
-        ``shift`` brings what was computed for these to the pairs.
+        ``shift`` and ``spread`` bring what was computed for these to the pairs.
         """
         if self.offset is None:
-            raise ValueError("positions jump: no row of distances serves all queries")
+            raise ValueError("positions jump: no single row of distances serves all queries")
         q_time, k_time = self.q_positions.shape[1], self.k_positions.shape[1]
-        largest = self.offset + q_time - 1
-        return largest - torch.arange(q_time + k_time - 1, device=self.q_positions.device)
+        return self.offset + q_time - 1 - torch.arange(q_time + k_time - 1, device=self.q_positions.device)
 
 
 def shift(by_distance: Tensor) -> Tensor:
@@ -102,8 +104,15 @@ def shift(by_distance: Tensor) -> Tensor:
     a row's width after the one before: a view, no gather (Transformer-XL's relative shift, for any number of keys).
     """
     q_time, width = by_distance.shape[-2:]
+    if q_time == 1:
+        return by_distance
     flat = by_distance.flatten(-2).narrow(-1, q_time - 1, q_time * (width - 1))
     return flat.unflatten(-1, (q_time, width - 1))[..., : width - q_time + 1]
+
+
+def spread(by_distance: Tensor, q_time: int) -> Tensor:
+    """From ``[..., q_time + k_time - 1]``, the same for all queries, to the pairs ``[..., q_time, k_time]``."""
+    return by_distance.unfold(-1, by_distance.shape[-1] - q_time + 1, 1).flip(-2)
 
 
 class PositionEncoding(nn.Module):
@@ -148,6 +157,14 @@ class PositionEncoding(nn.Module):
 
         Computed once from the layer's input ``x`` ``[batch, time, d_model]`` and the token's unrotated ``k`` and
         ``v`` ``[batch, heads, time, head_dim]``, then cached with the key.
+        """
+        return None
+
+    def distance_vectors(self, distances: Tensor) -> Tensor | None:
+        """What ``content_bias`` must know of each distance, ``[any]`` to ``[1 or heads, any, width]``, or None.
+
+        Computed once a call and not once a block, where positions do not jump; ``content_bias`` finds it in
+        ``alignment.vectors``. Distances below 0 are of pairs that causal attention hides.
         """
         return None
 

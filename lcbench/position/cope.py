@@ -39,8 +39,8 @@ class Cope(PositionEncoding):
             training example exceeds.
         gates: what a query is compared with to decide whether a key counts: the ``keys`` of attention, a projection
             of its own (``separate_keys``, "sep-keys" in the paper), or the ``values`` ("val-gates").
-        scaled_gates: gates are ``sigmoid(c * s)`` as in the released code, else ``sigmoid(s)`` as in the paper's text.
-        scaled_bias: the score is ``c * (s + b)`` as in the released code, else ``c * s + b`` as in the paper's listing.
+        scaled_gates: gates are ``sigmoid(c * s)`` (the released code), else ``sigmoid(s)`` (the paper's text).
+        scaled_bias: the score is ``c * (s + b)`` (the released code), else ``c * s + b`` (the paper's listing).
         shared: one table for all layers instead of one each.
         undersized: allow a table that is too small for the task's exact solution.
     """
@@ -92,23 +92,20 @@ class Cope(PositionEncoding):
         alignment: Alignment,
         visible: Tensor,
     ) -> Tensor:
-        compared = self.compared(q, k, scores, features, visible)
+        return self.count(q, scores if features is None else gate_product(q, features, scores.dtype, visible))
+
+    def count(self, q: Tensor, compared: Tensor) -> Tensor:
+        """b, scaled, where gates are sigmoids of ``compared``; both ``[batch, heads, q_time, k_time]``."""
         # no more can be counted than there are keys, so the rest of the table is out of reach
-        reach = min(self.p_max, k.shape[2] + 1)
-        table = self.table[:reach].to(scores.dtype) * self._bias_scale
-        z = torch.matmul(q.to(scores.dtype), table.T)  # [batch, heads, q_time, reach]
-        return _Counted.apply(compared * self._gate_scale if self._gate_scale != 1 else compared, z)
+        table = self.table[: compared.shape[-1] + 1].to(q.dtype) * self._bias_scale
+        z = torch.matmul(q, table.T).to(compared.dtype)  # [batch, heads, q_time, at most p_max]
+        return _Counted.apply(compared if self._gate_scale == 1 else compared * self._gate_scale, z)
 
-    def compared(self, q: Tensor, k: Tensor, scores: Tensor, features: Tensor | None, visible: Tensor) -> Tensor:
-        """What gates are the sigmoid of, up to their scale: ``[batch, heads, q_time, k_time]``, very negative where
-        a pair is not visible."""
-        if features is None:
-            return scores
-        return self.masked_product(q, features, scores, visible)
 
-    def masked_product(self, q: Tensor, k: Tensor, scores: Tensor, visible: Tensor) -> Tensor:
-        product = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2)).to(scores.dtype)
-        return product.masked_fill(~visible, torch.finfo(scores.dtype).min)
+def gate_product(q: Tensor, k: Tensor, dtype: torch.dtype, visible: Tensor) -> Tensor:
+    """``c * q . k``, very negative where a pair is hidden: ``[batch, heads, q_time, k_time]``."""
+    product = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2)).to(dtype)
+    return product.masked_fill(~visible, torch.finfo(dtype).min)
 
 
 class _Counted(torch.autograd.Function):

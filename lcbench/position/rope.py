@@ -22,6 +22,13 @@ from lcbench.position.base import LayerShape, PositionEncoding
 Pairing = Literal["interleaved", "halves"]
 
 
+def at_least_one(key: str, value: float) -> float:
+    """``value``, if it is a factor that stretches."""
+    if value < 1:
+        raise ConfigurationError(f"{key}={value} would shorten the window; the closest choice is 1.")
+    return value
+
+
 class Rope(PositionEncoding):
     """Queries and keys are turned by angles proportional to their positions.
 
@@ -51,12 +58,22 @@ class Rope(PositionEncoding):
                 f"{what}={self.channels} cannot be turned in pairs: an even number of at most "
                 f"{shape.head_dim} is needed; the closest is {closest}."
             )
-        self.pairing = pairing
-        self._turn = _turn_interleaved if pairing == "interleaved" else _turn_halves
+        # where the two members of a pair lie
+        half = self.channels // 2
+        interleaved = pairing == "interleaved"
+        self.first = slice(0, self.channels, 2) if interleaved else slice(0, half)
+        self.second = slice(1, self.channels, 2) if interleaved else slice(half, self.channels)
+        self._join = _interleave if interleaved else _append
 
     def frequencies(self) -> Tensor:
         """theta, ``[channels / 2]``, float64."""
         return self.base ** (-torch.arange(0, self.channels, 2, dtype=torch.float64, device="cpu") / self.channels)
+
+    def ntk_exponent(self) -> float:
+        """``r / (r - 2)``: the power of a scale by which the base grows if the lowest frequency is divided by it."""
+        if self.channels == 2:
+            raise ConfigurationError("position.channels=2 has a single frequency; the closest choice is 4.")
+        return self.channels / (self.channels - 2)
 
     def magnitude(self) -> float:
         """What turned channels are multiplied by."""
@@ -73,15 +90,14 @@ class Rope(PositionEncoding):
             x.device, dtype
         )  # [batch, 1, time, r/2]
         cos, sin = angles.cos() * self.magnitude(), angles.sin() * self.magnitude()
-        turned = self._turn(x[..., : self.channels], cos, sin).to(x.dtype)
+        x_1, x_2 = x[..., self.first], x[..., self.second]
+        turned = self._join(x_1 * cos - x_2 * sin, x_1 * sin + x_2 * cos).to(x.dtype)
         return turned if self.channels == x.shape[-1] else torch.cat([turned, x[..., self.channels :]], -1)
 
 
-def _turn_interleaved(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    first, second = x[..., 0::2], x[..., 1::2]
-    return torch.stack([first * cos - second * sin, first * sin + second * cos], -1).flatten(-2)
+def _interleave(first: Tensor, second: Tensor) -> Tensor:
+    return torch.stack([first, second], -1).flatten(-2)
 
 
-def _turn_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    first, second = x.chunk(2, -1)
-    return torch.cat([first * cos - second * sin, first * sin + second * cos], -1)
+def _append(first: Tensor, second: Tensor) -> Tensor:
+    return torch.cat([first, second], -1)
