@@ -10,9 +10,10 @@ from torch import Tensor
 from lcbench.attention.base import Attention, Context, State
 from lcbench.conformance.situations import landmarks, valid
 from lcbench.conformance.subject import (
+    ROWS,
     Finding,
     Subject,
-    Violated,
+    ViolatedError,
     difference,
     feed,
     piece,
@@ -33,16 +34,16 @@ def state_detaches(subject: Subject) -> Finding:
     state = state_after(subject.layer, first, piece(context, 0, cut))
     detached = state.detach()
     if type(detached) is not type(state):
-        raise Violated(f"{type(state).__name__} became {type(detached).__name__}.")
+        raise ViolatedError(f"{type(state).__name__} became {type(detached).__name__}.")
     worst = state_difference(detached, state)
     if any(tensor.requires_grad for tensor in tensors(detached).values()):
-        raise Violated("A tensor of the detached state still requires a gradient.")
+        raise ViolatedError("A tensor of the detached state still requires a gradient.")
     if state.nbytes != sum(tensor.numel() * tensor.element_size() for tensor in tensors(state).values()):
-        raise Violated("nbytes is not the sum over the tensors of the state.")
+        raise ViolatedError("nbytes is not the sum over the tensors of the state.")
     y, _ = feed(subject.layer, x[:, cut:], piece(context, cut, subject.length), state=detached)
     (gradient,) = torch.autograd.grad(y.sum() + first.sum() * 0, first)
     if gradient.any():
-        raise Violated("A gradient passes through the detached state.")
+        raise ViolatedError("A gradient passes through the detached state.")
     return Finding("values, type, bytes, gradient", worst, 0.0)
 
 
@@ -52,7 +53,7 @@ def state_selects_rows(subject: Subject) -> Finding:
     subject.require_causal()
     rows, worst = torch.tensor([2, 0, 0], device=subject.device), 0.0
     for context in subject.situations.values():
-        x, cut = subject.inputs(3, subject.length), subject.length // 2
+        x, cut = subject.inputs(ROWS, subject.length), subject.length // 2
         rest = piece(context, cut, subject.length)
         state = state_after(subject.layer, x[:, :cut], piece(context, 0, cut))
         expected, _ = feed(subject.layer, x[:, cut:], rest, state=state)
@@ -67,7 +68,7 @@ def state_selects_rows(subject: Subject) -> Finding:
 def state_resets_rows(subject: Subject) -> Finding:
     """A row that is reset continues as a fresh start; the others continue as if nothing had happened."""
     subject.require_causal()
-    x, context, worst = subject.inputs(3, subject.length), subject.whole(3, subject.length), 0.0
+    x, context, worst = subject.inputs(ROWS, subject.length), subject.whole(ROWS, subject.length), 0.0
     cuts = sorted({1, 2, subject.length // 3, subject.length // 2, subject.length - 5})
     second = torch.tensor([False, True, False], device=subject.device)
     for cut in cuts:
@@ -85,24 +86,22 @@ def state_resets_rows(subject: Subject) -> Finding:
 
 def nothing_changes_in_place(subject: Subject) -> Finding:
     """A call leaves its inputs, its context, its state and earlier outputs as they were, forward and backward."""
-    subject.require_causal()
     for name in ("whole", "packed and padded"):
         context, cut = subject.situations[name], subject.length // 2
-        x = subject.inputs(3, subject.length).requires_grad_()
+        x = subject.inputs(ROWS, subject.length).requires_grad_()
         earlier, state = feed(subject.layer, x[:, :cut], piece(context, 0, cut))
-        if not isinstance(state, State):
-            raise Violated(f"It returned {state!r} as its state.")
-        state.reset(torch.ones(3, dtype=torch.bool, device=subject.device))
         watched = tensors(state) | _facts(context) | {"x": x, "an earlier output": earlier}
         copies = {key: tensor.detach().clone() for key, tensor in watched.items()}
-        for chunks in ([], [1, 2]):
+        if state is not None:
+            state.reset(torch.ones(ROWS, dtype=torch.bool, device=subject.device))
+        for chunks in ([], [1, 2]) if subject.causal else ([],):
             y, _ = feed(subject.layer, x[:, cut:], piece(context, cut, subject.length), chunks, state)
             torch.autograd.grad(y.sum(), x, retain_graph=True)
             with torch.no_grad():
                 feed(subject.layer, x[:, cut:], piece(context, cut, subject.length), chunks, state)
         changed = [key for key, tensor in watched.items() if not torch.equal(tensor, copies[key])]
         if changed:
-            raise Violated(f"Changed by a later call: {', '.join(changed)}.")
+            raise ViolatedError(f"Changed by a later call: {', '.join(changed)}.")
     return Finding("inputs, context, state, earlier outputs")
 
 
@@ -128,7 +127,7 @@ def state_bytes(subject: Subject) -> Finding:
 def state_keeps_nothing_else_alive(subject: Subject) -> Finding:
     """A state's tensors are not views of something larger, whose memory would stay taken."""
     subject.require_causal()
-    state = state_after(subject.layer, subject.inputs(3, subject.length), subject.whole(3, subject.length))
+    state = state_after(subject.layer, subject.inputs(ROWS, subject.length), subject.whole(ROWS, subject.length))
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors(state).values()}
     ratio = sum(storages.values()) / max(state.nbytes, 1)
     return Finding("memory kept alive, as a multiple of the state's bytes", ratio, 2.0)
@@ -139,7 +138,7 @@ def state_is_used(subject: Subject) -> Finding:
     """In a stack of two layers, dropping either layer's state changes what follows."""
     subject.require_causal()
     layers = (subject.fresh(number=1), subject.fresh(number=2))
-    x, context = subject.inputs(3, subject.length), subject.whole(3, subject.length)
+    x, context = subject.inputs(ROWS, subject.length), subject.whole(ROWS, subject.length)
     changes = [0.0, 0.0]
     for cut in (subject.length // 3, subject.length // 2, subject.length // 2 + 1, subject.length - 3):
         _, states = _stack(layers, x[:, :cut], piece(context, 0, cut), (None, None))
@@ -150,7 +149,7 @@ def state_is_used(subject: Subject) -> Finding:
             changes[layer] = max(changes[layer], difference(_stack(layers, *second, kept)[0], expected))
     for layer, change in enumerate(changes):
         if change < NOTICEABLE:
-            raise Violated(f"Dropping the state of layer {layer} changes the outputs by {change:.2g}.")
+            raise ViolatedError(f"Dropping the state of layer {layer} changes the outputs by {change:.2g}.")
     return Finding("smallest change of the outputs by dropping a layer's state", min(changes))
 
 
@@ -165,7 +164,7 @@ def _stack(
 
 
 def _halves(subject: Subject) -> tuple[Tensor, Context, int]:
-    return subject.inputs(3, subject.length), subject.whole(3, subject.length), subject.length // 2
+    return subject.inputs(ROWS, subject.length), subject.whole(ROWS, subject.length), subject.length // 2
 
 
 def _facts(context: Context) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import math
 import platform
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -92,9 +93,8 @@ class Certificate:
         """Everything, ready for JSON; a violation that is not finite is a string."""
         plain = dataclasses.asdict(self)
         for check in plain["checks"]:
-            measured = check["measured"]
-            if measured is not None and measured - measured != 0:
-                check["measured"] = str(measured)
+            if check["measured"] is not None and not math.isfinite(check["measured"]):
+                check["measured"] = str(check["measured"])
         return plain | {"checks": list(plain["checks"]), "passed": self.passed, "failed": list(self.failed)}
 
     def render(self) -> Group:

@@ -20,7 +20,7 @@ import lcbench
 from lcbench.attention.base import Attention
 from lcbench.conformance import carrying, computing, reading
 from lcbench.conformance.certificate import Certificate, Check
-from lcbench.conformance.subject import Finding, NotApplicable, Oracle, Subject, Violated
+from lcbench.conformance.subject import Finding, NotApplicableError, Oracle, Subject, ViolatedError
 from lcbench.errors import ConfigurationError
 
 Law = Callable[[Subject], Finding]
@@ -79,7 +79,7 @@ def certify(
 
     Args:
         make: makes the layer; called several times, its result is copied and never changed.
-        composition: what to call it, e.g. ``attention=full position=cope``; None given: the class.
+        composition: what to call it, e.g. ``attention=full position=cope``; its classes unless given.
         device: where to run.
         dtype: of weights and activations, wherever a law does not choose its own.
         length: tokens in most inputs. It should span several of the mechanism's segments, and divide by none.
@@ -99,7 +99,7 @@ def certify(
         )
     device, start = torch.device(device), time.perf_counter()
     backend = "inductor" if compile is True else compile or None
-    with torch.random.fork_rng(devices=[] if device.type == "cpu" else None, device_type=_rng_device(device)):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         subject = Subject(make, device, dtype, length, seed, oracle, degenerate, backend)
         name = composition or f"{type(subject.layer).__name__} position={type(subject.layer.position).__name__}"
         checks = tuple(check(law, subject) for law in laws)
@@ -120,9 +120,9 @@ def check(law: Law, subject: Subject) -> Check:
     name, sentence = law.__name__.replace("_", " "), " ".join((law.__doc__ or "").split())
     try:
         finding = law(subject)
-    except NotApplicable as reason:
+    except NotApplicableError as reason:
         return Check(name, sentence, None, str(reason))
-    except Violated as violation:
+    except ViolatedError as violation:
         return Check(name, sentence, False, str(violation))
     except Exception as error:
         message = (str(error).strip() or "no message").splitlines()[0]
@@ -144,7 +144,3 @@ def find_oracle(name: str) -> ModuleType | None:
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     return module
-
-
-def _rng_device(device: torch.device) -> str:
-    return "cuda" if device.type == "cpu" else device.type

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-from lcbench.attention.base import Attention
+from lcbench.attention.base import Attention, Context
 from lcbench.conformance.situations import valid
 from lcbench.conformance.subject import (
+    ROWS,
     Finding,
-    NotApplicable,
+    NotApplicableError,
+    Oracle,
     Subject,
-    Violated,
+    ViolatedError,
     difference,
     differentiate,
     feed,
+    projection,
     tensors,
 )
 
@@ -33,42 +37,58 @@ FAR = 32_768
 
 
 def agrees_with_its_oracle(subject: Subject) -> Finding:
-    """Outputs, gradients and the final state are those of a literal definition in float64."""
+    """Outputs, gradients and the final state are those of a literal definition in float64, document by document."""
     if subject.oracle is None:
-        raise NotApplicable("No oracle was given (an installed wheel carries none).")
-    layer, worst = subject.fresh(torch.float64), 0.0
-    parameters = {name: p for name, p in layer.named_parameters() if p.requires_grad}
-    states = False
-    for context in subject.situations.values():
-        x = subject.inputs(3, subject.length).double()
-        keep, on_cpu = valid(context), context.map(Tensor.cpu)
-        theirs = {name: p.detach().cpu().clone().requires_grad_() for name, p in parameters.items()}
-        x_theirs = x.cpu().clone().requires_grad_()
-        answer = subject.oracle(x_theirs, theirs, on_cpu)
-        expected, final = answer if isinstance(answer, tuple) else (answer, {})
-        _, gradients = differentiate(layer, x, context)
-        y, state = feed(layer, x, context)
-        weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).double()
-        loss = (expected * weights)[keep.cpu()].sum()
-        expected_gradients = torch.autograd.grad(
-            loss, [x_theirs, *theirs.values()], allow_unused=True, materialize_grads=True
-        )
-        held = tensors(state)
-        worst = max(worst, difference(y[keep], expected[keep.cpu()]), difference(gradients, expected_gradients))
-        for path, value in final.items():
-            worst, states = max(worst, difference(held[path], value)), True
-    what = "outputs, gradients of input and parameters" + (", final state" if states else "")
+        raise NotApplicableError("No oracle was given (an installed wheel carries none).")
+    layer, worst, x = subject.fresh(torch.float64), 0.0, subject.inputs(ROWS, subject.length).double()
+    held: dict[str, Tensor] = {}
+    for name, context in subject.situations.items():
+        keep = valid(context)
+        weights = {key: p.detach().cpu().clone().requires_grad_() for key, p in layer.named_parameters()}
+        inputs = x.detach().cpu().requires_grad_()
+        expected, states = _by_oracle(subject.oracle, inputs, weights, context.map(Tensor.cpu))
+        y, gradients = differentiate(layer, x, context)
+        loss = (expected * projection(expected))[keep.cpu()].sum()
+        learning = [weights[key] for key, p in layer.named_parameters() if p.requires_grad]
+        theirs = torch.autograd.grad(loss, [inputs, *learning], allow_unused=True, materialize_grads=True)
+        worst = max(worst, difference(y[keep], expected[keep.cpu()]), difference(gradients, theirs))
+        if name == "whole":
+            held = {path: tensor for path, tensor in tensors(feed(layer, x, context)[1]).items() if path in states[0]}
+            if held.keys() != states[0].keys():
+                raise ViolatedError(f"The state lacks {', '.join(states[0].keys() - held.keys())}.")
+            stacked = {path: torch.stack([state[path] for state in states]) for path in held}
+            worst = max([worst, *(difference(held[path], stacked[path]) for path in held)])
+    what = "outputs, gradients of input and parameters" + (", final state" if held else "")
     return Finding(f"{what}; {len(subject.situations)} situations", worst, EXACT)
+
+
+def _by_oracle(
+    oracle: Oracle, x: Tensor, weights: dict[str, Tensor], context: Context
+) -> tuple[Tensor, list[Mapping[str, Tensor]]]:
+    """The oracle's outputs ``[batch, time, d_model]``, zero at padding, and each row's last state."""
+    y, states = torch.zeros_like(x), []
+    documents = torch.zeros_like(context.positions) if context.documents is None else context.documents
+    landmarks = torch.zeros_like(context.positions, dtype=torch.bool)
+    landmarks = landmarks if context.landmarks is None else context.landmarks
+    for row, keep in enumerate(valid(context)):
+        state: Mapping[str, Tensor] = {}
+        for document in documents[row, keep].unique():
+            times = (keep & (documents[row] == document)).nonzero()[:, 0]
+            answer = oracle(x[row, times], weights, context.positions[row, times], landmarks[row, times])
+            output, state = answer if isinstance(answer, tuple) else (answer, {})
+            y = y.index_put((torch.tensor(row), times), output)
+        states.append(state)
+    return y, states
 
 
 @torch.no_grad()
 def degenerates_to_another(subject: Subject) -> Finding:
     """Where its definition says so, it equals another mechanism (full attention) with the same weights."""
     if subject.degenerate is None:
-        raise NotApplicable("No degenerate case was given.")
+        raise NotApplicableError("No degenerate case was given.")
     torch.manual_seed(subject.seed)
     ours, other = (layer.to(subject.device, torch.float64).eval() for layer in subject.degenerate())
-    worst, x = 0.0, subject.inputs(3, subject.length).double()
+    worst, x = 0.0, subject.inputs(ROWS, subject.length).double()
     for context in subject.situations.values():
         keep = valid(context)
         for cuts in subject.chunkings.values():
@@ -80,12 +100,12 @@ def degenerates_to_another(subject: Subject) -> Finding:
 def bfloat16(subject: Subject) -> Finding:
     """In bfloat16 outputs and gradients are finite, and outputs are close to float32, at position 0 and far out."""
     layer, reference = _rounded(subject, torch.bfloat16, torch.float32)
-    x, worst = subject.inputs(3, subject.length).bfloat16(), 0.0
+    x, worst = subject.inputs(ROWS, subject.length).bfloat16(), 0.0
     for start in (0, FAR):
-        context = subject.whole(3, subject.length, start)
+        context = subject.whole(ROWS, subject.length, start)
         y, gradients = differentiate(layer, x, context)
         if y.dtype != torch.bfloat16:
-            raise Violated(f"Outputs are {y.dtype}.")
+            raise ViolatedError(f"Outputs are {y.dtype}.")
         _require_finite([y, *gradients])
         expected, _ = feed(reference, x.float(), context)
         worst = max(worst, _error(y, expected))
@@ -95,7 +115,7 @@ def bfloat16(subject: Subject) -> Finding:
 def autocast(subject: Subject) -> Finding:
     """Under bfloat16 autocast outputs and gradients are finite and close to float32, fed whole and in chunks."""
     layer, worst = subject.fresh(torch.float32), 0.0
-    x, context = subject.inputs(3, subject.length).float(), subject.whole(3, subject.length)
+    x, context = subject.inputs(ROWS, subject.length).float(), subject.whole(ROWS, subject.length)
     expected, _ = feed(layer, x, context)
     for cuts in subject.chunkings.values():
         with torch.autocast(subject.device.type, torch.bfloat16):
@@ -107,7 +127,7 @@ def autocast(subject: Subject) -> Finding:
 
 def large_inputs(subject: Subject) -> Finding:
     """Inputs 30 times larger than a normalised stream give finite outputs in every half precision."""
-    x = 30 * subject.inputs(3, subject.length)
+    x = 30 * subject.inputs(ROWS, subject.length)
     for dtype in (torch.bfloat16, torch.float16):
         layer = subject.fresh(dtype)
         for name in ("whole", "packed and padded"):
@@ -121,7 +141,7 @@ def large_inputs(subject: Subject) -> Finding:
 def far_positions(subject: Subject) -> Finding:
     """At positions far out, the certified precision still agrees with float64."""
     layer, reference = _rounded(subject, subject.dtype, torch.float64)
-    x, context = subject.inputs(3, subject.length), subject.whole(3, subject.length, FAR)
+    x, context = subject.inputs(ROWS, subject.length), subject.whole(ROWS, subject.length, FAR)
     error = _error(feed(layer, x, context)[0], feed(reference, x.double(), context)[0])
     half = subject.dtype in (torch.bfloat16, torch.float16)
     return Finding(f"positions from {FAR}", error, HALF if half else SINGLE)
@@ -129,7 +149,7 @@ def far_positions(subject: Subject) -> Finding:
 
 def determinism(subject: Subject) -> Finding:
     """The same call gives the same bits, forward and backward."""
-    x = subject.inputs(3, subject.length)
+    x = subject.inputs(ROWS, subject.length)
     with _deterministic():
         for name in ("whole", "packed and padded", "jumping"):
             runs = [differentiate(subject.layer, x, subject.situations[name]) for _ in range(2)]
@@ -139,7 +159,7 @@ def determinism(subject: Subject) -> Finding:
 
 def determinism_in_training(subject: Subject) -> Finding:
     """In training mode the same seed gives the same bits, dropout included, forward and backward."""
-    x, layer = subject.inputs(3, subject.length), copy.deepcopy(subject.layer).train()
+    x, layer = subject.inputs(ROWS, subject.length), copy.deepcopy(subject.layer).train()
     with _deterministic():
         for name in ("whole", "packed and padded"):
             runs = []
@@ -152,16 +172,16 @@ def determinism_in_training(subject: Subject) -> Finding:
 
 def evaluation_equals_training(subject: Subject) -> Finding:
     """Without dropout, training mode, evaluation without gradients, and inference mode give the same outputs."""
-    x, layer = subject.inputs(3, subject.length), copy.deepcopy(subject.layer).train()
+    x, layer = subject.inputs(ROWS, subject.length), copy.deepcopy(subject.layer).train()
     draws = []
     for seed in range(2):
         torch.manual_seed(seed)
-        draws.append(feed(layer, x, subject.whole(3, subject.length))[0])
+        draws.append(feed(layer, x, subject.whole(ROWS, subject.length))[0])
     random = not torch.equal(*draws)
     if subject.layer.shape.dropout > 0:
         if not random:
-            raise Violated(f"Dropout is {subject.layer.shape.dropout}, and training drops nothing.")
-        raise NotApplicable("Dropout is on.")
+            raise ViolatedError(f"Dropout is {subject.layer.shape.dropout}, and training drops nothing.")
+        raise NotApplicableError("Dropout is on.")
     worst = 0.0
     for context in subject.situations.values():
         keep, trained = valid(context), feed(layer, x, context)[0]
@@ -173,24 +193,24 @@ def evaluation_equals_training(subject: Subject) -> Finding:
 
 
 def gradients_reach_every_parameter(subject: Subject) -> Finding:
-    """Every parameter that may learn gets a finite gradient that is not zero, from the outputs or the layer's losses."""
-    x, context = subject.inputs(3, subject.length), subject.whole(3, subject.length)
+    """Every parameter that may learn gets a finite gradient other than zero, from outputs or the layer's losses."""
+    x, context = subject.inputs(ROWS, subject.length), subject.whole(ROWS, subject.length)
     _, (of_x, *gradients) = differentiate(subject.layer, x, context, auxiliary=True)
     _require_finite([of_x, *gradients])
     names = [name for name, parameter in subject.layer.named_parameters() if parameter.requires_grad]
     unreached = [name for name, gradient in zip(names, gradients, strict=True) if not gradient.any()]
     if unreached:
-        raise Violated(f"No gradient reaches {', '.join(unreached)}.")
+        raise ViolatedError(f"No gradient reaches {', '.join(unreached)}.")
     return Finding(f"{len(names)} parameters")
 
 
 def compiles(subject: Subject) -> Finding:
     """torch.compile gives the same outputs and gradients, fed whole and in chunks."""
     if subject.compile is None:
-        raise NotApplicable("Not asked for: compiling takes a minute or more.")
+        raise NotApplicableError("Not asked for: compiling takes a minute or more.")
     eager = subject.layer
     compiled = torch.compile(copy.deepcopy(eager), backend=subject.compile)
-    worst, x = 0.0, subject.inputs(3, subject.length)
+    worst, x = 0.0, subject.inputs(ROWS, subject.length)
     for name in ("whole", "packed and padded"):
         context = subject.situations[name]
         for cuts in ([], [subject.length // 2]) if subject.causal else ([],):
@@ -212,20 +232,23 @@ def _error(actual: Tensor, expected: Tensor) -> float:
     """Root mean square error as a share of the root mean square of ``expected``. Not the largest error: where a
     mechanism chooses (top k, buckets), rounding may tip a single choice."""
     gap = actual.detach().double() - expected.detach().double()
-    return (gap.square().mean() / expected.detach().double().square().mean()).sqrt().item()
+    error = (gap.square().mean() / expected.detach().double().square().mean()).sqrt().item()
+    return error if math.isfinite(error) else math.inf
 
 
 def _require_finite(values: list[Tensor]) -> None:
     if not all(bool(value.isfinite().all()) for value in values):
-        raise Violated("An output is not finite." if not values[0].isfinite().all() else "A gradient is not finite.")
+        raise ViolatedError(
+            "An output is not finite." if not values[0].isfinite().all() else "A gradient is not finite."
+        )
 
 
 def _require_same_bits(runs: list[tuple[Tensor, list[Tensor]]], situation: str) -> None:
     (y, gradients), (y_again, gradients_again) = runs
     if not torch.equal(y, y_again):
-        raise Violated(f"Two runs give different outputs ({situation}).")
+        raise ViolatedError(f"Two runs give different outputs ({situation}).")
     if not all(torch.equal(a, b) for a, b in zip(gradients, gradients_again, strict=True)):
-        raise Violated(f"Two runs give different gradients ({situation}).")
+        raise ViolatedError(f"Two runs give different gradients ({situation}).")
 
 
 @contextmanager

@@ -10,9 +10,10 @@ from torch import Tensor
 from lcbench.attention.base import Context
 from lcbench.conformance.situations import valid
 from lcbench.conformance.subject import (
+    ROWS,
     Finding,
     Subject,
-    Violated,
+    ViolatedError,
     difference,
     differentiate,
     feed,
@@ -53,7 +54,7 @@ def causality_by_gradient(subject: Subject) -> Finding:
             y, _ = feed(subject.layer, x, many, cuts)
             output = y[torch.arange(len(tokens)), tokens]  # [rows, d_model]
             (gradient,) = torch.autograd.grad(output[valid(many).gather(1, tokens[:, None])[:, 0]].sum(), x)
-            worst = max(worst, gradient[later].abs().max().item())
+            worst = max(worst, gradient[later].abs().nan_to_num(nan=torch.inf).max().item())
     return Finding(f"{len(tokens)} outputs, whole and after a chunk", worst, 0.0)
 
 
@@ -61,7 +62,7 @@ def causality_by_gradient(subject: Subject) -> Finding:
 def chunk_invariance(subject: Subject) -> Finding:
     """A sequence fed whole, or cut into any chunks, gives the same outputs."""
     subject.require_causal()
-    worst, x = 0.0, subject.inputs(3, subject.length)
+    worst, x = 0.0, subject.inputs(ROWS, subject.length)
     for context in subject.situations.values():
         keep = valid(context)
         expected = feed(subject.layer, x, context)[0][keep]
@@ -74,7 +75,7 @@ def chunk_invariance(subject: Subject) -> Finding:
 def chunk_invariance_of_the_state(subject: Subject) -> Finding:
     """A sequence fed whole, or cut into any chunks, ends in the same state."""
     subject.require_causal()
-    worst, x = 0.0, subject.inputs(3, subject.length)
+    worst, x = 0.0, subject.inputs(ROWS, subject.length)
     for context in subject.situations.values():
         expected = state_after(subject.layer, x, context)
         for cuts in subject.cuttings.values():
@@ -85,7 +86,7 @@ def chunk_invariance_of_the_state(subject: Subject) -> Finding:
 def chunk_invariance_of_gradients(subject: Subject) -> Finding:
     """A sequence fed whole, or cut into any chunks, gives the same gradients when nothing is detached."""
     subject.require_causal()
-    worst, x = 0.0, subject.inputs(3, subject.length)
+    worst, x = 0.0, subject.inputs(ROWS, subject.length)
     for name in ("whole", "packed and padded"):
         context = subject.situations[name]
         expected = differentiate(subject.layer, x, context)[1]
@@ -104,9 +105,9 @@ def any_length(subject: Subject) -> Finding:
     for length in lengths:
         y = feed(subject.layer, x[:, :length], piece(context, 0, length))[0]
         if y.shape != x[:, :length].shape or y.dtype != x.dtype:
-            raise Violated(f"{list(x[:, :length].shape)} {x.dtype} became {list(y.shape)} {y.dtype}.")
+            raise ViolatedError(f"{list(x[:, :length].shape)} {x.dtype} became {list(y.shape)} {y.dtype}.")
         if not bool(y.isfinite().all()):
-            raise Violated(f"An output of {length} tokens is not finite.")
+            raise ViolatedError(f"An output of {length} tokens is not finite.")
         if subject.causal:
             worst = max(worst, difference(y, expected[:, :length]))
     return Finding(f"lengths {', '.join(map(str, lengths))}", worst, subject.tolerance())
@@ -115,14 +116,14 @@ def any_length(subject: Subject) -> Finding:
 @torch.no_grad()
 def batch_invariance(subject: Subject) -> Finding:
     """A row gives the same outputs alone, in a batch, and anywhere in it."""
-    worst, x = 0.0, subject.inputs(3, subject.length)
+    worst, x = 0.0, subject.inputs(ROWS, subject.length)
     order = torch.tensor([2, 0, 1, 0], device=subject.device)
     for context in subject.situations.values():
         keep = valid(context)
         expected = feed(subject.layer, x, context)[0]
         shuffled = feed(subject.layer, x[order], context.map(lambda tensor: tensor[order]))[0]
         worst = max(worst, difference(shuffled[keep[order]], expected[order][keep[order]]))
-        for row in range(3):
+        for row in range(ROWS):
             if bool(keep[row].any()):
                 alone = feed(subject.layer, x[[row]], _row(context, row))[0]
                 worst = max(worst, difference(alone[0, keep[row]], expected[row, keep[row]]))
@@ -136,17 +137,18 @@ def document_isolation(subject: Subject) -> Finding:
     for name in ("packed", "packed and padded"):
         context = subject.situations[name]
         assert context.documents is not None
-        x = subject.inputs(3, subject.length)
-        for row in range(3):
+        x = subject.inputs(ROWS, subject.length)
+        for row in range(ROWS):
             documents, keep = context.documents[row], valid(context)[row]
             numbers = documents.unique()
             inside = documents == numbers[:, None]  # [documents, time]
             before = x[row].expand(len(numbers), -1, -1)
             after = torch.where(inside[:, :, None], 10 * before.flip(1), before)
-            context_of_row = _row(context, row).map(lambda tensor, n=len(numbers): tensor.expand(n, -1))  # type: ignore[misc]
+            rows = torch.full_like(numbers, row)
+            repeated = context.map(lambda tensor, rows=rows: tensor[rows])  # type: ignore[misc]
             looked_at += len(numbers)
             for cuts in subject.chunkings.values():
-                expected, actual = (feed(subject.layer, inputs, context_of_row, cuts)[0] for inputs in (before, after))
+                expected, actual = (feed(subject.layer, inputs, repeated, cuts)[0] for inputs in (before, after))
                 others = ~inside & keep
                 worst = max(worst, difference(actual[others], expected[others]))
     return Finding(f"{looked_at} documents changed; {_cuts(subject)}", worst, subject.tolerance())
@@ -155,11 +157,11 @@ def document_isolation(subject: Subject) -> Finding:
 @torch.no_grad()
 def documents_equal_each_alone(subject: Subject) -> Finding:
     """A document packed behind others gives the same outputs as alone, wherever chunks are cut."""
-    context, x = subject.situations["packed"], subject.inputs(3, subject.length)
+    context, x = subject.situations["packed"], subject.inputs(ROWS, subject.length)
     assert context.documents is not None
     packed = {name: feed(subject.layer, x, context, cuts)[0] for name, cuts in subject.chunkings.items()}
     worst = 0.0
-    for row in range(3):
+    for row in range(ROWS):
         for number in context.documents[row].unique():
             times = (context.documents[row] == number).nonzero()[:, 0]
             alone = feed(subject.layer, x[row, times][None], subject.whole(1, len(times)))[0]
@@ -169,7 +171,7 @@ def documents_equal_each_alone(subject: Subject) -> Finding:
 
 def padding_isolation(subject: Subject) -> Finding:
     """What padding contains changes no valid output and gets no gradient from one; its own outputs are finite."""
-    worst, x = 0.0, subject.inputs(3, subject.length)
+    worst, x = 0.0, subject.inputs(ROWS, subject.length)
     for name in ("padded", "ragged", "packed and padded"):
         context = subject.situations[name]
         keep = valid(context)
@@ -178,9 +180,9 @@ def padding_isolation(subject: Subject) -> Finding:
             expected, _ = differentiate(subject.layer, x, context, cuts)
             actual, gradients = differentiate(subject.layer, changed, context, cuts)
             if not bool(actual.isfinite().all()):
-                raise Violated("The output at a padding token is not finite.")
+                raise ViolatedError("The output at a padding token is not finite.")
             if gradients[0][~keep].any():
-                raise Violated(f"The input of a padding token gets a gradient ({name}).")
+                raise ViolatedError(f"The input of a padding token gets a gradient ({name}).")
             worst = max(worst, difference(actual[keep], expected[keep]))
     return Finding(f"left, right, anywhere, all; {_cuts(subject)}", worst, subject.tolerance())
 
@@ -188,12 +190,12 @@ def padding_isolation(subject: Subject) -> Finding:
 @torch.no_grad()
 def padded_rows_equal_unpadded(subject: Subject) -> Finding:
     """A row with padding gives the outputs it gives without, wherever the padding lies and chunks are cut."""
-    worst, x = 0.0, subject.inputs(3, subject.length)
+    worst, x = 0.0, subject.inputs(ROWS, subject.length)
     for name in ("padded", "ragged"):
         context = subject.situations[name]
         keep = valid(context)
         outputs = [feed(subject.layer, x, context, cuts)[0] for cuts in subject.chunkings.values()]
-        for row in range(3):
+        for row in range(ROWS):
             if bool(keep[row].any()):
                 tokens = x[row, keep[row]][None]
                 alone = feed(subject.layer, tokens, subject.whole(1, tokens.shape[1]))[0]
@@ -203,8 +205,8 @@ def padded_rows_equal_unpadded(subject: Subject) -> Finding:
 
 def _one_row_for_each(tokens: Tensor, subject: Subject, context: Context) -> tuple[Tensor, Context]:
     """Inputs ``[tokens, time, d_model]`` and their context: the three rows of ``context`` by turns."""
-    rows = torch.arange(len(tokens), device=subject.device) % 3
-    return subject.inputs(3, subject.length)[rows], context.map(lambda tensor: tensor[rows])
+    rows = torch.arange(len(tokens), device=subject.device) % ROWS
+    return subject.inputs(ROWS, subject.length)[rows], context.map(lambda tensor: tensor[rows])
 
 
 def _row(context: Context, row: int) -> Context:

@@ -18,9 +18,10 @@ from lcbench.attention.base import Attention, Context, State
 from lcbench.conformance import situations
 from lcbench.errors import ConfigurationError
 
-#: what an oracle is: inputs ``[batch, time, d_model]``, named parameters and a context, all float64 on the CPU, give
-#: outputs ``[batch, time, d_model]``, or those and the tensors of the final state by their path (see ``leaves``)
-Oracle = Callable[[Tensor, dict[str, Tensor], Context], Tensor | tuple[Tensor, Mapping[str, Tensor]]]
+#: what an oracle is: a literal definition of one document without padding, float64 on the CPU. Inputs
+#: ``[time, d_model]``, parameters by name, positions ``[time]`` and landmarks (bool ``[time]``) give outputs
+#: ``[time, d_model]``, or those and the tensors of the final state by path (see ``leaves``), without a batch axis.
+Oracle = Callable[[Tensor, dict[str, Tensor], Tensor, Tensor], Tensor | tuple[Tensor, Mapping[str, Tensor]]]
 
 #: rows of most inputs: one padded on the left, one on the right, one whole
 ROWS = 3
@@ -29,11 +30,11 @@ ROWS = 3
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 5e-5, torch.float16: 5e-2, torch.bfloat16: 2e-1}
 
 
-class NotApplicable(Exception):
+class NotApplicableError(Exception):
     """The law says nothing of this layer; the message says why."""
 
 
-class Violated(Exception):
+class ViolatedError(Exception):
     """The law does not hold, and no number says by how much."""
 
 
@@ -170,7 +171,7 @@ class Subject:
     def require_causal(self) -> None:
         """For laws of mechanisms that carry a state."""
         if not self.causal:
-            raise NotApplicable("It has no causal state: it returns none and refuses one.")
+            raise NotApplicableError("It has no causal state: it returns none and refuses one.")
 
     def tolerance(self, factor: float = 1.0, dtype: torch.dtype | None = None) -> float:
         return factor * TOLERANCE[dtype or self.dtype]
@@ -199,7 +200,9 @@ def state_after(
     """The state after feeding ``x``; its absence is a violation."""
     state = feed(layer, x, context, cuts, state)[1]
     if not isinstance(state, State):
-        raise Violated(f"It returned {state!r} as its state, and did not refuse a state with a ConfigurationError.")
+        raise ViolatedError(
+            f"It returned {state!r} as its state, and did not refuse a state with a ConfigurationError."
+        )
     return state
 
 
@@ -218,11 +221,15 @@ def differentiate(
         y, losses = output.y, list(output.losses.values())
     else:
         (y, _), losses = feed(layer, x, context, cuts), []
-    weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y)
-    loss = (y * weights)[situations.valid(context)].sum() + sum(losses)
+    loss = (y * projection(y))[situations.valid(context)].sum() + sum(losses)
     parameters = [parameter for parameter in layer.parameters() if parameter.requires_grad]
     gradients = torch.autograd.grad(loss, [x, *parameters], allow_unused=True, materialize_grads=True)
     return y.detach(), list(gradients)
+
+
+def projection(y: Tensor) -> Tensor:
+    """Random weights of the shape of outputs ``y``: what gradients are taken of is their product's sum."""
+    return torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y)
 
 
 def difference(actual: Tensor | Sequence[Tensor], expected: Tensor | Sequence[Tensor]) -> float:
@@ -238,7 +245,7 @@ def difference(actual: Tensor | Sequence[Tensor], expected: Tensor | Sequence[Te
     worst = 0.0
     for one, other in zip(actual, expected, strict=True):
         if one.shape != other.shape:
-            raise Violated(f"Shapes differ: {list(one.shape)} and {list(other.shape)}.")
+            raise ViolatedError(f"Shapes differ: {list(one.shape)} and {list(other.shape)}.")
         if not one.is_floating_point():
             worst = worst if torch.equal(one, other.to(one.device)) else math.inf
         elif one.numel():
@@ -267,15 +274,15 @@ def state_difference(actual: State | None, expected: State | None) -> float:
     """The largest difference between two states, each tensor in its own scale; other values must be equal."""
     ours, theirs = leaves(actual), leaves(expected)
     if ours.keys() != theirs.keys():
-        raise Violated(f"States hold different things: {', '.join(sorted(ours.keys() ^ theirs.keys()))}.")
+        raise ViolatedError(f"States hold different things: {', '.join(sorted(ours.keys() ^ theirs.keys()))}.")
     worst = 0.0
     for path, one in ours.items():
         other = theirs[path]
         if isinstance(one, Tensor) and isinstance(other, Tensor):
             if one.shape != other.shape or one.dtype != other.dtype:
                 kinds = [f"{list(t.shape)} {t.dtype}" for t in (one, other)]
-                raise Violated(f"{path} is {kinds[0]} in one state and {kinds[1]} in the other.")
+                raise ViolatedError(f"{path} is {kinds[0]} in one state and {kinds[1]} in the other.")
             worst = max(worst, difference(one, other))
         elif type(one) is not type(other) or one != other:
-            raise Violated(f"{path} is {one!r} in one state and {other!r} in the other.")
+            raise ViolatedError(f"{path} is {one!r} in one state and {other!r} in the other.")
     return worst
