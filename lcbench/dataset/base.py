@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+#: the distribution that a model is trained on; every other name of a set of examples is an evaluation set
+TRAIN = "train"
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -21,7 +24,7 @@ class Batch:
         targets: int64 ``[batch, time]``; any value where a position is neither scored nor supervised.
         scored: bool ``[batch, time]``, where metrics look.
         supervised: bool ``[batch, time]``, where the training loss looks.
-        padding: bool ``[batch, time]``, True where ``tokens`` is padding, or None.
+        padding: bool ``[batch, time]``, True where ``tokens`` is padding, all of it on the right, or None.
         facts: per example ``[batch]`` or per position ``[batch, time]``: what results are grouped by.
     """
 
@@ -51,11 +54,17 @@ class Batch:
 
     def select(self, rows: Tensor) -> Batch:
         """Examples ``rows`` (int64 indices), without columns in which all of them are padding."""
-        chosen = self.map(lambda tensor: tensor.index_select(0, rows))
-        if chosen.padding is None:
-            return chosen
-        longest = int((~chosen.padding).any(0).nonzero().max()) + 1
-        return chosen.map(lambda tensor: tensor if tensor.dim() < 2 else tensor[:, :longest])
+        return self.map(lambda tensor: tensor.index_select(0, rows))._trimmed()
+
+    def rows(self, start: int, stop: int) -> Batch:
+        """Examples ``start`` to ``stop - 1`` as ``select`` gives them, without copying."""
+        return self.map(lambda tensor: tensor[start:stop])._trimmed()
+
+    def _trimmed(self) -> Batch:
+        if self.padding is None:
+            return self
+        longest = self.padding.shape[1] - int(self.padding.sum(1).min())
+        return self.map(lambda tensor: tensor if tensor.dim() < 2 else tensor[:, :longest])
 
     @staticmethod
     def concatenate(batches: Sequence[Batch]) -> Batch:

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import difflib
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
 from torch import Tensor
 
-from lcbench.dataset.base import Batch
+from lcbench.dataset.base import TRAIN, Batch
 from lcbench.errors import ConfigurationError
+from lcbench.units import parse_length
 
-#: the distribution that a model is trained on; every other name is an evaluation set
-TRAIN = "train"
+#: fresh examples of the training distribution
+IN_DISTRIBUTION = "in_distribution"
+
+_LENGTH_SET = re.compile(r"(?:(?P<base>\w+?)_)?length_(?:(?P<times>\d+)x|(?P<tokens>\d+[kM]?))")
 
 
 class Task(ABC):
     """What is asked and how it is scored.
 
     A subclass's constructor takes keyword-only arguments: those are its configuration.
+
+    Sets of other lengths are named ``<set>_length_4x`` (4 times ``length``) or ``<set>_length_256`` (tokens);
+    ``length_4x`` alone is in_distribution at that length.
     """
 
     #: the symbol of every token id, in order of id
@@ -28,7 +35,7 @@ class Task(ABC):
     length: int
     #: the metric that results are ranked by
     headline: str = "error"
-    #: what guessing among the plausible answers scores, per metric
+    #: what guessing among the plausible answers scores, per metric, in distribution
     chance: dict[str, float]
     #: rows a table of contextual positions (CoPE's p_max) needs to hold an exact solution
     positions_needed: int = 1
@@ -68,9 +75,52 @@ class Task(ABC):
         wrong = (predictions != batch.targets) & batch.scored
         return {"error": wrong[batch.scored], "sequence_error": wrong.any(1)}
 
+    def describe(self, batch: Batch, row: int) -> str:
+        """Example ``row`` of ``batch`` as text: its input, each scored token followed by ``->answer``."""
+        words = []
+        for t in range(batch.tokens.shape[1]):
+            if batch.padding is not None and batch.padding[row, t]:
+                continue
+            word = self.vocabulary[int(batch.tokens[row, t])]
+            if batch.scored[row, t]:
+                word += "->" + self.vocabulary[int(batch.targets[row, t])]
+            words.append(word)
+        return " ".join(words)
+
     def unknown_set(self, name: str, known: Sequence[str]) -> ConfigurationError:
         """The error for an evaluation set that does not exist."""
         closest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
         hint = f"; the closest is {closest[0]}" if closest else ""
         task = type(self).__name__
         return ConfigurationError(f"evaluation.sets: {task} has no set {name!r}{hint} (known: {', '.join(known)}).")
+
+
+def split_length(evaluation_set: str, length: int) -> tuple[str, int | None]:
+    """A set's name without its length, and that length in tokens.
+
+    ``sparse_length_4x`` is ``("sparse", 4 * length)``, ``length_1k`` is ``("in_distribution", 1000)``, and a name
+    without a length comes back with None.
+    """
+    match = _LENGTH_SET.fullmatch(evaluation_set)
+    if match is None:
+        return evaluation_set, None
+    tokens = int(match["times"]) * length if match["times"] else parse_length(match["tokens"])
+    return match["base"] or IN_DISTRIBUTION, tokens
+
+
+def join_length(evaluation_set: str, length: int) -> str:
+    """The name of ``evaluation_set``, which has no length yet, at ``length`` tokens."""
+    return f"length_{length}" if evaluation_set == IN_DISTRIBUTION else f"{evaluation_set}_length_{length}"
+
+
+def refuse(key: str, value: object, reason: str, closest: object) -> ConfigurationError:
+    """The error for an option that cannot be."""
+    return ConfigurationError(f"{key}={value} {reason}; the closest that works is {key}={closest}.")
+
+
+def refuse_length(evaluation_set: str, length: int, reason: str, closest: int) -> ConfigurationError:
+    """The error for a length that cannot be: of the training set, which is ``task.length``, or of another."""
+    if evaluation_set == TRAIN:
+        return refuse("task.length", length, reason, closest)
+    name, _ = split_length(evaluation_set, 1)
+    return refuse("evaluation.sets", evaluation_set, reason, join_length(name, closest))

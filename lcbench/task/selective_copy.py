@@ -1,0 +1,110 @@
+"""Selective copying, with the output fed back.
+
+Golovneva, Wang, Weston, Sukhbaatar, "Contextual Position Encoding", 2024, arXiv 2405.18719, section 5. The task goes
+back to Gu and Dao, "Mamba", arXiv 2312.00752; its own format is ``selective_copy_mamba``.
+
+M content tokens and N blanks in random order, a separator, then the content tokens in the order they came in::
+
+    D B B C F B F B SEP  D C F F          (content D C F F, blanks B)
+
+The N blanks lie anywhere among the N + M places, each arrangement equally likely; content is uniform over the
+symbols and may repeat. The M predictions made at SEP, y_1, ..., y_(M-1) are trained and scored, the random input is
+not.
+
+Counting back from any of these positions over separator, content and output, the answer is always the (M+1)-th
+token: a position that counts only what is no blank solves the task whatever N is; one that counts tokens cannot.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lcbench.dataset.base import TRAIN, Batch
+from lcbench.task.base import IN_DISTRIBUTION, Task, join_length, refuse, refuse_length, split_length
+from lcbench.task.draws import subset
+from lcbench.units import Length
+
+BLANK, SEPARATOR, FIRST_SYMBOL = 0, 1, 2
+
+
+class SelectiveCopy(Task):
+    """Write down the content tokens in order, without the blanks.
+
+    Evaluation sets differ in the number of blanks alone: ``in_distribution``; ``dense``, half as many; ``sparse``,
+    twice as many; and ``length_4x`` or ``length_256``, as many as fill that length.
+
+    Metrics: ``sequence_error``, examples with a wrong token, and ``error``, wrong tokens (under teacher forcing).
+
+    Args:
+        length: tokens of a training example, blanks N + content 2 M + separator; 769 in the paper.
+        content: content tokens M; 256 in the paper.
+        symbols: different content tokens.
+    """
+
+    headline = "sequence_error"
+    evaluation_sets = (IN_DISTRIBUTION, "dense", "sparse")
+
+    def __init__(self, *, length: Length = 49, content: int = 16, symbols: int = 8) -> None:
+        if content < 1:
+            raise refuse("task.content", content, "leaves nothing to copy", 1)
+        if symbols < 1:
+            raise refuse("task.symbols", symbols, "leaves nothing to copy", 1)
+        self.content = content
+        self._check_length(TRAIN, length)
+        self.length = length
+        self.symbols = symbols
+        self.vocabulary = ("_", "|", *(str(symbol) for symbol in range(symbols)))
+        self.chance = {"error": 1 - 1 / symbols, "sequence_error": 1 - float(symbols) ** -content}
+        self.positions_needed = content + 2
+
+    def token_length(self, evaluation_set: str) -> int:
+        return self._blanks(evaluation_set) + 2 * self.content + 1
+
+    def at(self, evaluation_set: str, length: int) -> str:
+        name, _ = split_length(evaluation_set, self.length)
+        at = join_length(name, length)
+        self.token_length(at)
+        return at
+
+    def sample(self, rng: np.random.Generator, n: int, evaluation_set: str) -> Batch:
+        places = self._blanks(evaluation_set) + self.content
+        last = FIRST_SYMBOL + self.symbols - 1
+        content = rng.integers(FIRST_SYMBOL, last, (n, self.content), np.min_scalar_type(last), endpoint=True)
+        string = np.zeros((n, places + 1 + self.content), content.dtype)
+        filled = subset(rng, n, places, self.content)  # [n, content]
+        filled += np.arange(n)[:, None] * string.shape[1]
+        string.reshape(-1)[filled] = content
+        string[:, places] = SEPARATOR
+        string[:, places + 1 :] = content
+        tokens = torch.from_numpy(string).long()
+        scored = torch.zeros(n, places + self.content, dtype=torch.bool)
+        scored[:, places:] = True
+        return Batch(tokens[:, :-1], tokens[:, 1:], scored, scored)
+
+    def solve(self, tokens: Tensor) -> Tensor:
+        separator = (tokens == SEPARATOR).long().argmax(1, keepdim=True)  # [batch, 1]
+        time = torch.arange(tokens.shape[1], device=tokens.device)
+        is_content = (tokens >= FIRST_SYMBOL) & (time < separator)
+        # Stable: the places of the content first, in their order.
+        places = (~is_content).long().argsort(dim=1, stable=True)
+        return tokens.gather(1, places.gather(1, (time - separator).clamp(min=0)))
+
+    def _blanks(self, evaluation_set: str) -> int:
+        blanks = self.length - 2 * self.content - 1
+        by_name = {TRAIN: blanks, IN_DISTRIBUTION: blanks, "dense": blanks // 2, "sparse": 2 * blanks}
+        name, length = split_length(evaluation_set, self.length)
+        if length is not None and name == IN_DISTRIBUTION:
+            self._check_length(evaluation_set, length)
+            return length - 2 * self.content - 1
+        if length is not None or name not in by_name:
+            known = [IN_DISTRIBUTION, "dense", "sparse", "length_2x", "length_4x"]
+            raise self.unknown_set(evaluation_set, known)
+        return by_name[name]
+
+    def _check_length(self, evaluation_set: str, length: int) -> None:
+        least = 2 * self.content + 1
+        if length < least:
+            reason = f"cannot hold task.content={self.content} twice and a separator"
+            raise refuse_length(evaluation_set, length, reason, least)
