@@ -109,7 +109,8 @@ def nothing_changes_in_place(subject: Subject) -> Finding:
 def state_bytes(subject: Subject) -> Finding:
     """``state_bytes`` is exactly what the state holds, at every length, batch size and precision."""
     subject.require_causal()
-    lengths = sorted({1, 2, 3, 7, subject.length // 2, subject.length - 1, subject.length})
+    long = max(subject.length, min(14 * subject.length - 3, 2048))
+    lengths = sorted({1, 2, 3, 7, subject.length // 2, subject.length - 1, subject.length, long})
     worst, where = 0, ""
     for dtype in (subject.dtype, torch.bfloat16):
         layer = subject.fresh(dtype)

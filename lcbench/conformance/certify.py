@@ -6,17 +6,13 @@ depend on), ``carrying`` (the state), ``computing`` (oracles, precision, gradien
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import platform
 import time
 from collections.abc import Callable
-from pathlib import Path
-from types import ModuleType
 
 import torch
 
-import lcbench
 from lcbench.attention.base import Attention
 from lcbench.conformance import carrying, computing, reading
 from lcbench.conformance.certificate import Certificate, Check
@@ -33,6 +29,7 @@ LAWS: tuple[Law, ...] = (
     reading.chunk_invariance_of_the_state,
     reading.chunk_invariance_of_gradients,
     reading.any_length,
+    reading.facts_that_say_nothing,
     reading.batch_invariance,
     reading.document_isolation,
     reading.documents_equal_each_alone,
@@ -55,6 +52,7 @@ LAWS: tuple[Law, ...] = (
     computing.autocast,
     computing.large_inputs,
     computing.far_positions,
+    computing.shapes_need_no_data,
     computing.compiles,
 )
 
@@ -130,17 +128,3 @@ def check(law: Law, subject: Subject) -> Check:
     measured, tolerance = finding.measured, finding.tolerance
     holds = measured is None or tolerance is None or (not math.isnan(measured) and measured <= tolerance)
     return Check(name, sentence, holds, finding.detail, measured, tolerance)
-
-
-def find_oracle(name: str) -> ModuleType | None:
-    """``tests/oracles/NAME.py`` of the checkout that the package runs from; None in an installed wheel, or if there
-    is none."""
-    path = Path(lcbench.__file__).parents[1] / "tests" / "oracles" / f"{name}.py"
-    if not path.exists():
-        return None
-    specification = importlib.util.spec_from_file_location(f"tests.oracles.{name}", path)
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module

@@ -114,6 +114,25 @@ def any_length(subject: Subject) -> Finding:
 
 
 @torch.no_grad()
+def facts_that_say_nothing(subject: Subject) -> Finding:
+    """Facts that say nothing (one document, no padding, no landmark) change nothing, also when they come late or end
+    early; nor does declaring consecutive positions as jumping."""
+    x, context = subject.inputs(ROWS, subject.length), subject.whole(ROWS, subject.length)
+    bare = dataclasses.replace(context, landmarks=None)
+    zeros, no = torch.zeros_like(context.positions), torch.zeros_like(context.positions, dtype=torch.bool)
+    worst, cut = 0.0, subject.length // 2
+    expected, in_chunks = (feed(subject.layer, x, bare, cuts)[0] for cuts in ([], [cut] if subject.causal else []))
+    for facts in ({"documents": zeros}, {"padding": no}, {"landmarks": no}, {"consecutive": False}):
+        told = dataclasses.replace(bare, **facts)  # type: ignore[arg-type]
+        worst = max(worst, difference(feed(subject.layer, x, told)[0], expected))
+        for first, second in ((told, bare), (bare, told)) if subject.causal else ():
+            early, state = feed(subject.layer, x[:, :cut], piece(first, 0, cut))
+            late, _ = feed(subject.layer, x[:, cut:], piece(second, cut, subject.length), state=state)
+            worst = max(worst, difference(torch.cat([early, late], 1), in_chunks))
+    return Finding("documents, padding, landmarks, consecutive", worst, subject.tolerance())
+
+
+@torch.no_grad()
 def batch_invariance(subject: Subject) -> Finding:
     """A row gives the same outputs alone, in a batch, and anywhere in it."""
     worst, x = 0.0, subject.inputs(ROWS, subject.length)

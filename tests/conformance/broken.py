@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -19,7 +21,7 @@ class LeaksTheFuture(Plain):
 
     def visible(self, new: Past, past: Past) -> Tensor:
         q_time, k_time = new.k.shape[1], past.k.shape[1]
-        shifted = torch.ones(q_time, k_time, dtype=torch.bool).tril(k_time - q_time + 1)
+        shifted = torch.ones(q_time, k_time, dtype=torch.bool, device=new.k.device).tril(k_time - q_time + 1)
         return shifted & (new.documents[:, :, None] == past.documents[:, None]) & ~past.hidden[:, None]
 
 
@@ -46,7 +48,7 @@ class AlignsTopLeft(Plain):
     def visible(self, new: Past, past: Past) -> Tensor:
         q_time, k_time = new.k.shape[1], past.k.shape[1]
         same = (new.documents[:, :, None] == past.documents[:, None]) & ~past.hidden[:, None]
-        return torch.ones(q_time, k_time, dtype=torch.bool).tril() & same
+        return torch.ones(q_time, k_time, dtype=torch.bool, device=new.k.device).tril() & same
 
 
 class LosesTheTokenBeforeABorder(Plain):
@@ -54,7 +56,7 @@ class LosesTheTokenBeforeABorder(Plain):
 
     def visible(self, new: Past, past: Past) -> Tensor:
         visible, border = super().visible(new, past), past.k.shape[1] - new.k.shape[1]
-        index = torch.arange(past.k.shape[1])
+        index = torch.arange(past.k.shape[1], device=new.k.device)
         return visible & (index != border - 1)
 
 
@@ -164,7 +166,7 @@ class KeepsTheWholeChunkAlive(Plain):
 
     def read(self, x: Tensor, context: Context) -> Past:
         past = super().read(x, context)
-        k, v, _ = torch.cat([past.k, past.v, torch.zeros(*x.shape[:2], 4 * x.shape[2]).to(x)], 2).split(
+        k, v, _ = torch.cat([past.k, past.v, x.new_zeros(*x.shape[:2], 4 * x.shape[2])], 2).split(
             [x.shape[2], x.shape[2], 4 * x.shape[2]], 2
         )
         return dataclasses.replace(past, k=k, v=v)
@@ -206,7 +208,8 @@ class CountsPadding(Plain):
 
     def distances(self, new: Past, past: Past) -> Tensor:
         q_time, k_time = new.k.shape[1], past.k.shape[1]
-        return torch.arange(k_time - q_time, k_time)[:, None] - torch.arange(k_time)
+        index = torch.arange(k_time, device=new.k.device)
+        return index[k_time - q_time :, None] - index
 
 
 class IsNaNWhereNothingIsVisible(Plain):
@@ -216,11 +219,38 @@ class IsNaNWhereNothingIsVisible(Plain):
         return scores.masked_fill(~visible, -torch.inf).softmax(-1)
 
 
+@dataclass(frozen=True)
+class _WithOrWithoutDocuments(Past):
+    told: bool = False
+
+
+class WantsTheSameFactsInEveryChunk(Plain):
+    """Documents that come late cannot be joined to none."""
+
+    def read(self, x: Tensor, context: Context) -> Past:
+        return _WithOrWithoutDocuments(**vars(super().read(x, context)), told=context.documents is not None)
+
+    def join(self, old: Past, new: Past) -> Past:
+        assert isinstance(old, _WithOrWithoutDocuments)
+        assert isinstance(new, _WithOrWithoutDocuments)
+        if old.told != new.told:
+            raise TypeError("expected Tensor as element 0 in argument 0, but got NoneType")
+        return _WithOrWithoutDocuments(**vars(super().join(old, new)), told=new.told)
+
+
+class ReadsData(Plain):
+    """A shape depends on what the tokens are."""
+
+    def mix(self, x: Tensor, new: Past, past: Past, visible: Tensor) -> Tensor:
+        y = super().mix(x, new, past, visible)
+        return y.nan_to_num() if bool(x.isnan().any()) else y
+
+
 class DependsOnTheLength(Plain):
     """Scores are scaled by the logarithm of the call's length."""
 
     def mix(self, x: Tensor, new: Past, past: Past, visible: Tensor) -> Tensor:
-        return super().mix(x * torch.tensor(1.0 + past.k.shape[1]).log().to(x), new, past, visible)
+        return super().mix(x * math.log(1 + past.k.shape[1]), new, past, visible)
 
 
 class IsNotDeterministic(Plain):
