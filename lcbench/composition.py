@@ -111,8 +111,9 @@ def compose(overrides: Sequence[str] = (), overlays: Sequence[Path] = ()) -> Com
     files = _Files(directories, choices, given)
     _drop_unused(node, choices, given, files)
     _fill_defaults(node, files)
-    config = _resolve(node)
-    _check(config, files)
+    config = _checked(node, files)
+    experiment = choices.get("experiment", "None")
+    config["experiment"] = choices["task"] if experiment in ("None", "null") else experiment
     differs = tuple(sorted((key, value) for key, value in given.items() if not _neutral(key)))
     return Composition(config=config, choices=choices, differs=differs)
 
@@ -132,9 +133,8 @@ def from_config(config: dict[str, Any], trust: bool = False) -> Composition:
             raise ConfigurationError(
                 f"{path}._target_={target} lies outside lcbench, torch and lightning; add --trust to run its code."
             )
-    files = _Files([], {}, {})
-    _check(config, files)
-    return Composition(config=config, choices={}, differs=())
+    checked = _checked(OmegaConf.create(config), _Files([], {}, {}))
+    return Composition(config=checked, choices={}, differs=())
 
 
 def build(composition: Composition) -> Experiment:
@@ -150,7 +150,7 @@ def build(composition: Composition) -> Experiment:
     trainer = construct(config["trainer"])
     return Experiment(
         config=config,
-        name=config["experiment"] or composition.choices.get("task", "run"),
+        name=config["experiment"],
         seed=config["seed"],
         folder_name=composition.folder_name,
         identity=composition.hash,
@@ -312,15 +312,30 @@ def _fill_defaults(node: DictConfig, files: _Files) -> None:
                 child[name] = parameter.default if not isinstance(parameter.default, tuple) else [*parameter.default]
 
 
-def _resolve(node: DictConfig) -> dict[str, Any]:
+def _checked(node: DictConfig, files: _Files) -> dict[str, Any]:
+    """Resolved and plain, every group checked in order: what one reads of an earlier one is already a number."""
+    for key, kind in {"seed": int, "rerun": bool, "outputs": str}.items():
+        value = node[key]
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise ConfigurationError(f"{key}={value} ({files.origin(key)}): must be {kind.__name__}.")
+    for group in map(str, list(node)):
+        if isinstance(node[group], DictConfig) and "_target_" in node[group]:
+            child = _resolved(node[group])
+            target = locate(child.pop("_target_"), f"{group}._target_")
+            options = validated(target, child, group, files.origin)
+            node[group] = {"_target_": node[group]._target_, **options}
+    return _resolved(node)
+
+
+def _resolved(node: DictConfig) -> dict[str, Any]:
     try:
-        resolved = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+        plain = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
     except InterpolationKeyError as error:
         raise ConfigurationError(f"{error.full_key}: {' '.join(str(error.msg).split())}.") from None
     except OmegaConfBaseException as error:
         raise ConfigurationError(" ".join(str(error).split())) from None
-    assert isinstance(resolved, dict)
-    return {str(key): value for key, value in resolved.items()}
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
 
 
 def _targets(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
@@ -333,17 +348,6 @@ def _targets(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
 
 def _without_target(node: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in node.items() if key != "_target_"}
-
-
-def _check(config: dict[str, Any], files: _Files) -> None:
-    for key, kind in {"seed": int, "rerun": bool, "outputs": str}.items():
-        if not isinstance(config[key], kind) or (kind is int and isinstance(config[key], bool)):
-            raise ConfigurationError(f"{key}={config[key]} ({files.origin(key)}): must be {kind.__name__}.")
-    for group, child in config.items():
-        if isinstance(child, dict) and "_target_" in child:
-            target = locate(child["_target_"], f"{group}._target_")
-            options = validated(target, _without_target(child), group, files.origin)
-            config[group] = {"_target_": child["_target_"], **options}
 
 
 def _neutral(key: str) -> bool:

@@ -6,7 +6,7 @@ import io
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +31,14 @@ TINY = (
 
 @pytest.fixture
 def run_here(tmp_path: Path) -> Callable[..., tuple[dict[str, Any], Path, str]]:
-    """Runs a tiny experiment with more overrides; returns its record, its folder and what the terminal showed."""
+    """Runs overrides on top of a tiny experiment (or of ``base``); returns the record, the folder and the screen."""
 
-    def run(*overrides: str) -> tuple[dict[str, Any], Path, str]:
+    def run(*overrides: str, base: Sequence[str] = TINY) -> tuple[dict[str, Any], Path, str]:
         from lcbench.composition import build, compose
         from lcbench.engine.run import folder_of
         from lcbench.engine.run import run as run_experiment
 
-        experiment = build(compose([*TINY, f"outputs={tmp_path}", *overrides]))
+        experiment = build(compose([*base, f"outputs={tmp_path}", *overrides]))
         screen = io.StringIO()
         result = run_experiment(experiment, Console(file=screen, width=200))
         return result, folder_of(experiment).path, screen.getvalue()

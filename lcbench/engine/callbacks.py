@@ -56,7 +56,9 @@ class Curves(pl.Callback):
         progress: Progress,
         log: Callable[[dict[str, float], int], None],
     ) -> None:
-        self.folder, self.experiment, self.progress, self.log = folder, experiment, progress, log
+        self.folder, self.experiment, self.progress = folder, experiment, progress
+        # not named log: Lightning puts a method of that name on every callback
+        self.pass_on = log
         self.clock = Clock()
         self.error: float | None = None
         self.best = float("inf")
@@ -125,9 +127,9 @@ class Curves(pl.Callback):
         with self.folder.metrics.open("a", newline="") as file:
             csv.DictWriter(file, self.columns, restval="").writerow(row)
         self.progress.step(step, row["loss"], self.error, row["tokens_per_second"])
-        self.log({f"train/{k}": v for k, v in row.items() if k not in ("step", "evaluation_error")}, step)
+        self.pass_on({f"train/{k}": v for k, v in row.items() if k not in ("step", "evaluation_error")}, step)
         if "evaluation_error" in row:
-            self.log({"evaluation/error": row["evaluation_error"]}, step)
+            self.pass_on({"evaluation/error": row["evaluation_error"]}, step)
 
 
 class Checkpoints(pl.Callback):

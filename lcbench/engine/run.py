@@ -82,7 +82,7 @@ class _Run:
         except Exception as error:
             self.result |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
             self.log.error("%s", traceback.format_exc())
-            self.console.print_exception()
+            self.console.print(traceback.format_exc(), markup=False, soft_wrap=True)
         finally:
             self.result["cost/wall_seconds"] = self.earlier_seconds + time.perf_counter() - began
             self.result["cost/peak_memory_bytes"] = peak_memory_bytes(self.device)

@@ -27,12 +27,12 @@ def run_table(result: dict[str, Any]) -> Group:
     for metric in metrics:
         columns.append((metric, metric.replace("_", " "), lambda score: _percent(score.value)))
         if metric == headline:
-            columns.append((metric, "95 % interval", lambda s: f"{_percent(s.low)} to {_percent(s.high)}"))
+            columns.append((metric, "95 % interval", lambda s: f"{100 * s.low:.2f} to {_percent(s.high)}"))
             columns.append((metric, "wrong / counted", lambda s: f"{round(s.value * s.n):,} / {s.n:,}"))
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("evaluation set")
-    for _, title, _ in columns:
-        table.add_column(title, justify="right")
+    table.add_column("evaluation set", no_wrap=True)
+    for metric, title, _ in columns:
+        table.add_column(title, justify="right", no_wrap=metric == headline and title != metric)
     for name in sets:
         cells = [show(found[name, metric]) if (name, metric) in found else "" for metric, _, show in columns]
         table.add_row(name, *cells)

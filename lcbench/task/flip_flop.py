@@ -35,7 +35,7 @@ class FlipFlop(Task):
     e.g. ``sparse_length_4x``.
 
     Metrics: ``error``, wrong reads over all reads; ``final_read_error``, over last reads only; ``sequence_error``,
-    strings with a wrong read; ``error_distance_4_7`` and the like, reads by their distance in pairs to the write
+    strings with a wrong read; ``error/distance_4_7`` and the like, reads by their distance in pairs to the write
     they return (1, 2-3, 4-7, ...).
 
     Args:
@@ -63,7 +63,7 @@ class FlipFlop(Task):
         self.length = length
         self.loss = loss
         self.p_ignore = {TRAIN: mixture, IN_DISTRIBUTION: mixture, "dense": (0.1,), "sparse": (0.98,)}
-        bins = {f"error_distance_{_bin_name(b)}": 0.5 for b in range(_bins(length))}
+        bins = {f"error/distance_{_bin_name(b)}": 0.5 for b in range(_bins(length))}
         # With k fair guesses a string is right with probability 2^-k, and the inner reads are binomial.
         right = [0.5 * (1 - (1 - p) / 4) ** (length // 2 - 2) for p in mixture]
         sequence_error = 1 - sum(right) / len(right)
@@ -139,7 +139,7 @@ class FlipFlop(Task):
         errors = outcomes["error"]
         for b in range(_bins(batch.tokens.shape[1] + 1)):
             inside = (distance >= 2**b) & (distance < 2 ** (b + 1))
-            outcomes[f"error_distance_{_bin_name(b)}"] = errors[inside]
+            outcomes[f"error/distance_{_bin_name(b)}"] = errors[inside]
         return outcomes
 
 
