@@ -154,13 +154,17 @@ def document_starts(documents: Tensor, padding: Tensor | None, document: Tensor 
     return documents != previous, documents[:, -1]
 
 
-def check_network(d_model: int, n_layers: int, dropout: float) -> None:
-    """Refuse a width or depth below 1 and a dropout outside [0, 1).
+def check_network(sizes: dict[str, int], dropout: float) -> None:
+    """Refuse a size below 1 and a dropout outside [0, 1).
+
+    Args:
+        sizes: by configuration key, e.g. ``d_model``.
+        dropout: a probability.
 
     Raises:
         ConfigurationError: for the first that is wrong.
     """
-    for key, value in (("d_model", d_model), ("n_layers", n_layers)):
+    for key, value in sizes.items():
         if value < 1:
             raise ConfigurationError(f"model.{key}={value} is no size; the least is model.{key}=1.")
     if not 0 <= dropout < 1:

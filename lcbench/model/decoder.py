@@ -138,10 +138,10 @@ class Decoder(Model):
         bias: bool = True,
     ) -> None:
         super().__init__()
-        check_network(d_model, n_layers, dropout)
-        pre = norm_position == "pre"
         if d_ff is None:
             d_ff = max(8, 8 * round(d_model / 3)) if activation == "swiglu" else 4 * d_model
+        check_network({"d_model": d_model, "n_layers": n_layers, "d_ff": d_ff}, dropout)
+        pre = norm_position == "pre"
 
         def make_feed_forward(shape: LayerShape) -> nn.Module:
             if activation == "swiglu":

@@ -53,7 +53,7 @@ class LSTM(Model):
         tie_embeddings: bool = False,
     ) -> None:
         super().__init__()
-        check_network(d_model, n_layers, dropout)
+        check_network({"d_model": d_model, "n_layers": n_layers}, dropout)
         self.embedding = nn.Embedding(vocabulary_size, d_model)
         nn.init.normal_(self.embedding.weight, std=d_model**-0.5)
         self.dropout = nn.Dropout(dropout)

@@ -274,6 +274,7 @@ def test_dropout_acts_in_training_alone() -> None:
         ({"n_heads": 3}, "n_heads=3 does not divide model.d_model=8; the closest that does is model.n_heads=2"),
         ({"n_layers": 0}, "model.n_layers=1"),
         ({"d_model": 0}, "model.d_model=1"),
+        ({"d_ff": 0}, "model.d_ff=1"),
         ({"dropout": 1.0}, "model.dropout=0.9"),
         ({"dropout": -0.1}, "model.dropout=0.0"),
     ],
