@@ -30,7 +30,7 @@ class Full(Attention):
         self.q = nn.Linear(shape.d_model, shape.d_model, bias=shape.bias)
         self.k = nn.Linear(shape.d_model, shape.d_model, bias=shape.bias)
         self.v = nn.Linear(shape.d_model, shape.d_model, bias=shape.bias)
-        self.output = nn.Linear(shape.d_model, shape.d_model, bias=shape.bias)
+        self.output = shape.into_residual(nn.Linear(shape.d_model, shape.d_model, bias=shape.bias))
 
     def forward(self, x: Tensor, context: Context, state: State | None = None) -> AttentionOutput:
         """Read ``x`` ``[batch, time, d_model]``; ``state`` is the ``KeyValues`` of what was read before."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import lightning.pytorch as pl
@@ -12,7 +12,7 @@ from torch import Tensor
 from lcbench.dataset.base import Batch
 from lcbench.engine.evaluation import facts_of
 from lcbench.engine.experiment import Experiment
-from lcbench.model.base import Model
+from lcbench.model.base import Model, ModelOutput
 
 
 class DivergenceError(RuntimeError):
@@ -24,7 +24,7 @@ class TrainingModule(pl.LightningModule):
 
     Args:
         experiment: the parts of the run.
-        model: the network, also reachable compiled.
+        model: the network. Only its training pass is compiled, if at all: evaluation has lengths of its own.
         first_batch: index of the first batch to draw: training continues where a checkpoint left it.
     """
 
@@ -32,13 +32,15 @@ class TrainingModule(pl.LightningModule):
         super().__init__()
         self.experiment = experiment
         self.model = model
-        self.forward_model = torch.compile(model) if experiment.trainer.compile else model
+        self.training_pass: Callable[..., ModelOutput] = (
+            torch.compile(model.forward) if experiment.trainer.compile else model.forward
+        )
         self.first_batch = first_batch
         self.last_finite_loss = float("nan")
         self.tokens_seen = 0
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        output = self.forward_model(batch.tokens, facts_of(batch))
+        output = self.training_pass(batch.tokens, facts_of(batch))
         losses = self.experiment.objective(output, batch)
         loss = torch.stack(list(losses.values())).sum()
         self._stop_unless_finite(loss)

@@ -23,10 +23,12 @@ from lcbench.engine.interrupt import Interrupted, StopRequest
 from lcbench.engine.machine import facts_of_machine
 from lcbench.engine.module import DivergenceError, TrainingModule
 from lcbench.engine.progress import Progress
+from lcbench.errors import ConfigurationError
 from lcbench.logger.base import RunFacts
 from lcbench.model.base import Model
 from lcbench.results.record import RunFolder, write_text
 from lcbench.results.table import show_run
+from lcbench.task.base import TRAIN
 
 
 def folder_of(experiment: Experiment) -> RunFolder:
@@ -151,7 +153,7 @@ class _Run:
             trainer.fit(module, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True)
         seconds = curves.clock.read()
         scores = self._score(model)
-        return {**scores, **self._cost(module.tokens_seen, seconds, trainer.global_step)}
+        return {**scores, **self._cost(model, module.tokens_seen, seconds, trainer.global_step)}
 
     def _trainer(self, callbacks: list[pl.Callback]) -> pl.Trainer:
         settings = self.experiment.trainer
@@ -202,15 +204,21 @@ class _Run:
         self.stop.check()
         self.progress.tick(done)
 
-    def _cost(self, tokens: int, seconds: float, steps: int) -> dict[str, Any]:
-        cost = cost_of(self.experiment)
+    def _cost(self, model: Model, tokens: int, seconds: float, steps: int) -> dict[str, Any]:
+        try:
+            operations: int | None = cost_of(self.experiment).training_operations
+        except ConfigurationError as error:
+            self.log.warning("operations not counted: %s", error)
+            operations = None
+        batches = steps * self.experiment.trainer.accumulate
+        length = self.experiment.task.token_length(TRAIN) - 1
         return {
             "train/steps": steps,
-            "cost/parameters": cost.parameters,
+            "cost/parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
             "cost/train_tokens": tokens,
-            "cost/train_flops": steps * self.experiment.trainer.accumulate * cost.training_operations,
+            "cost/train_flops": None if operations is None else batches * operations,
             "cost/tokens_per_second": tokens / seconds if seconds else None,
-            "cost/state_bytes": cost.state_bytes // cost.examples,
+            "cost/state_bytes": model.state_bytes(1, length, torch.float32),
         }
 
 

@@ -19,6 +19,9 @@ from lcbench.results.record import scores_of, write_text
 #: left behind in a sweep agent's environment, these would make a child process write into the agent's own run
 AGENT_VARIABLES = ("WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH")
 
+#: the service's address, old and new
+HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")
+
 STEP = "trainer/global_step"
 
 
@@ -53,6 +56,7 @@ class WandB(RunLogger):
         except (wandb.errors.Error, OSError) as error:
             if mode != "online":
                 raise
+            wandb.teardown()
             mode, reason = "offline", f", as the server did not take the run ({' '.join(str(error).split())[:120]})"
             self.run = self._open(facts, mode)
         self.run.define_metric(STEP)
@@ -115,14 +119,16 @@ def configured_key() -> bool:
     """Whether an API key for the server stands in the environment or in a netrc file."""
     if os.environ.get("WANDB_API_KEY"):
         return True
-    host = urllib.parse.urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc
+    server = os.environ.get("WANDB_BASE_URL")
+    hosts = [urllib.parse.urlsplit(server).netloc] if server else HOSTS
     candidates = [os.environ.get("NETRC"), "~/.netrc", "~/_netrc"]
     for path in (Path(name).expanduser() for name in candidates if name):
         try:
-            if netrc.netrc(str(path)).authenticators(host):
-                return True
+            known = netrc.netrc(str(path)).hosts
         except (OSError, netrc.NetrcParseError):
             continue
+        if any(host in known for host in hosts):
+            return True
     return False
 
 
