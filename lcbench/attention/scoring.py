@@ -26,7 +26,7 @@ from lcbench.attention.cache import KeyValues
 from lcbench.position.base import Alignment, PositionEncoding
 
 #: pairs of query and key that one block of the explicit path holds at a time: its tensors then fit a CPU's cache
-_PAIRS = 2**19
+_PAIRS = 2**18
 #: queries in a block at least (matrix products need rows), and in a block of the fused path
 _LEAST_ROWS, _FUSED_ROWS = 32, 256
 
