@@ -175,11 +175,14 @@ def _show(words: list[str], overlays: list[Path], trust: bool) -> int:
 def _verify(words: list[str], overlays: list[Path], trust: bool) -> int:
     from rich.console import Console
 
-    from lcbench.composition import build, compose
-    from lcbench.engine.verify import verify
+    from lcbench.composition import compose
+    from lcbench.verify import verify
 
     console = Console(highlight=False)
-    return 0 if verify(console, build(compose(words, overlays))) else 1
+    with console.status("verifying"):
+        certificate = verify(compose(words, overlays))
+    console.print(certificate.render())
+    return 0 if certificate.passed else 1
 
 
 def _doctor(words: list[str], overlays: list[Path], trust: bool) -> int:

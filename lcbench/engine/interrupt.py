@@ -9,8 +9,8 @@ from typing import Self
 from rich.console import Console
 
 
-class Interrupted(Exception):  # noqa: N818 a request, not an error
-    """The user asked the run to stop, and it did at a place it can continue from."""
+class Interrupted(BaseException):  # noqa: N818 a request, not an error
+    """The user asked the run to stop. Not a KeyboardInterrupt, which Lightning turns into an exit of its own."""
 
 
 class StopRequest:
@@ -35,7 +35,7 @@ class StopRequest:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
-            raise KeyboardInterrupt
+            raise Interrupted
         self.requested = True
         self.console.print("stopping after this step; Ctrl-C again stops at once")
 

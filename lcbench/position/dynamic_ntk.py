@@ -55,7 +55,7 @@ class DynamicNtk(Rope):
     def reads_content(self, k_positions: Tensor) -> bool:
         """Whether any key lies beyond the trained window. It looks at the positions: their number does not tell, since
         a cache or a window may begin anywhere; without data (device meta) it is taken to begin at 0."""
-        if k_positions.device.type == "meta":
+        if k_positions.untyped_storage().device.type == "meta":
             return k_positions.shape[1] > self.context
         return bool((k_positions >= self.context).any())
 

@@ -187,7 +187,8 @@ def test_a_trained_network_loads_and_answers_as_it_was_scored(run_here):
     assert again["error_n"] == result["scores/sparse/error_n"]
 
 
-def test_ctrl_c_ends_a_real_process_cleanly_and_the_same_command_continues(tmp_path):
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_ends_a_real_process_cleanly(tmp_path, times):
     words = [sys.executable, "-m", "lcbench", *TINY, "trainer.max_steps=100000", "trainer.log_every=1"]
     process = subprocess.Popen(
         words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
@@ -198,12 +199,15 @@ def test_ctrl_c_ends_a_real_process_cleanly_and_the_same_command_continues(tmp_p
         assert time.monotonic() < deadline, "no step in two minutes"
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGINT)
+    for _ in range(times):
+        os.killpg(process.pid, signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
     assert "Traceback" not in output
     folder = next(metrics.iterdir())
     record = json.loads((folder / "result.json").read_text())
     assert record["status"] == "interrupted"
+    assert record["error"] == "interrupted; the same command continues"
     rows = (folder / "metrics.csv").read_text().splitlines()
-    assert int(rows[-1].split(",")[0]) == load_checkpoint(folder / "checkpoints" / "last.ckpt")["global_step"]
+    if times == 1:
+        assert int(rows[-1].split(",")[0]) == load_checkpoint(folder / "checkpoints" / "last.ckpt")["global_step"]
