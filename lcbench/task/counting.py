@@ -98,12 +98,15 @@ class Counting(Task):
     def sample(self, rng: np.random.Generator, n: int, evaluation_set: str) -> Batch:
         fewest, most, weights = self._statements(evaluation_set)
         passes, statements = _beginnings(rng, n, fewest, most, weights)
+        # The longest programs first, so that those still running are always the first so many.
+        row = np.argsort(-statements, kind="stable")  # the example that a program becomes
+        passes, statements = passes[row], statements[row]
         events = _draw_events(rng, self.variables, weights, passes, statements)
 
         # The printed variable, its last set, and the increments since. [n]
         printed = rng.integers(0, math.lcm(*range(1, self.variables + 1)), n) % events.is_first.sum(0)
         on_printed = events.variable == printed.astype(np.uint8)  # [events, n]
-        number = np.arange(1, len(on_printed) + 1, dtype=np.uint16)[:, None]
+        number = np.arange(1, len(on_printed) + 1, dtype=np.min_scalar_type(len(on_printed)))[:, None]
         last_set = (number * (on_printed & events.is_set)).max(0)
         answer = np.add.reduce(on_printed & events.is_increment & (number > last_set), 0, dtype=np.uint8)
 
@@ -113,34 +116,36 @@ class Counting(Task):
         cut = (tokens - (self.token_length(evaluation_set) - 1)).clip(0)
         kept = tokens - cut
         margin, width = int(cut.max()), int(kept.max())
-        padding = np.arange(width, dtype=np.int32) >= kept[:, None]
+        padding = np.arange(width, dtype=np.int32) >= kept[np.argsort(row), None]  # [n, width]
         text = np.empty((n, margin + width), np.uint8)
         text[:, margin:] = ~padding * np.uint8(PASS)
         flat = text.reshape(-1)
-        left = (margin - cut + np.arange(n) * (margin + width)).astype(np.int32)  # where a program begins
+        left = (margin - cut + row * (margin + width)).astype(np.int32)  # where a program begins
 
         # Programs name their variables in the order of their first set; the letters are dealt at random.
         letters = rng.permuted(np.tile(np.arange(self.variables, dtype=np.uint8), (n, 1)), axis=1) + FIRST_VARIABLE
-        letter = letters[np.arange(n), events.variable]
         events.place += left
-        chosen = np.flatnonzero(events.is_increment)
-        place = events.place.reshape(-1)[chosen]
-        flat[place] = letter.reshape(-1)[chosen]
+
+        def located(chosen: NDArray[np.bool_]) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
+            """Where these events begin, and the letters of their variables."""
+            index = np.flatnonzero(chosen)
+            return events.place.reshape(-1)[index], letters[index % n, events.variable.reshape(-1)[index]]
+
+        place, letter = located(events.is_increment)
+        flat[place] = letter
         flat[place + 1] = INCREMENT
-        chosen = np.flatnonzero(events.is_set)
-        place = events.place.reshape(-1)[chosen]
-        flat[place] = letter.reshape(-1)[chosen]
+        place, letter = located(events.is_set)
+        flat[place] = letter
         flat[place + 1] = ASSIGN
         flat[place + 2] = ZERO
         flat[place + 3] = END
         flat[left + tokens - 2] = PRINT
         flat[left + tokens - 1] = letters[np.arange(n), printed]
 
-        rows = np.arange(n)
         targets = np.zeros((n, width), np.int64)
-        targets[rows, kept - 1] = ZERO + answer
+        targets[row, kept - 1] = ZERO + answer
         scored = np.zeros((n, width), np.bool_)
-        scored[rows, kept - 1] = True
+        scored[row, kept - 1] = True
         where = torch.from_numpy(scored)
         return Batch(
             tokens=torch.from_numpy(text[:, margin:]).long(),
@@ -148,7 +153,7 @@ class Counting(Task):
             scored=where,
             supervised=where,
             padding=torch.from_numpy(padding) if kept.min() < width else None,
-            facts={"statements": torch.from_numpy(statements)},
+            facts={"statements": torch.from_numpy(statements[np.argsort(row)])},
         )
 
     def solve(self, tokens: Tensor) -> Tensor:
@@ -226,14 +231,17 @@ def _draw_events(
     passes: NDArray[np.int32],
     statements: NDArray[np.int32],
 ) -> _Events:
-    """Events proposed after geometric numbers of passes; rejected ones leave nothing, so their passes add up."""
+    """Events proposed after geometric numbers of passes; rejected ones leave nothing, so their passes add up.
+
+    ``passes`` and ``statements``: ``[n]``, by falling ``statements``.
+    """
     p_set, p_pass, p_increment = weights
     n = len(passes)
     # Uniform below a multiple of 1 .. variables: the remainder of one draw is uniform for any number of variables.
     multiple = math.lcm(*range(1, variables + 1))
     below = (p_set + p_increment) * multiple
     scale = -1 / math.log(p_pass / sum(weights))
-    labels = np.arange(variables, dtype=np.uint8)[:, None]
+    labels, limit = np.arange(variables, dtype=np.uint8)[:, None], np.uint8(LIMIT)
 
     known = np.ones(n, np.uint8)
     values = np.zeros((variables, n), np.uint8)
@@ -241,10 +249,12 @@ def _draw_events(
     nothing = np.zeros((1, n), np.bool_)
     parts = [_Events(~nothing, nothing, nothing.view(np.uint8), passes[None], ~nothing)]
     statement, place = passes + 1, passes + 4
-    while (statement < statements).any():
+    while (unfinished := np.flatnonzero(statement < statements[: len(statement)])).size:
+        n = int(unfinished[-1]) + 1
+        statement, place, known, values = statement[:n], place[:n], known[:n], values[:, :n]
         # Rounded down, an exponential is geometric.
         gap = (rng.standard_exponential((EVENTS, n)) * scale).astype(np.int32)
-        draw = rng.integers(0, below, (EVENTS, n), dtype=np.uint16)
+        draw = rng.integers(0, below, (EVENTS, n), dtype=np.uint16).astype(np.min_scalar_type(below))
         is_set = draw < p_set * multiple
         is_increment = ~is_set
         set_draw = (draw // (p_set * multiple // variables)).astype(np.uint8) * is_set
@@ -260,22 +270,32 @@ def _draw_events(
             known += is_first[e].view(np.uint8)
             hit = (variable[e] == labels).view(np.uint8)  # [variables, n]
             values += hit & increment[e]
-            np.greater(values, LIMIT, out=rejected[e])
-            np.minimum(values, LIMIT, out=values)
+            np.greater(values, limit, out=rejected[e])
+            values -= rejected[e].view(np.uint8)
             values *= (hit <= increment[e]).view(np.uint8)  # 0 where a set hits
         accepted = ~np.logical_or.reduce(rejected, 1)
         statement_at = _running(statement, gap, accepted.view(np.uint8))
         place_at = _running(place, gap, accepted * (2 + 2 * is_set.view(np.uint8)))
-        accepted &= statement_at[:-1] < statements
+        accepted &= statement_at[:-1] < statements[:n]
         parts.append(_Events(is_set & accepted, is_increment & accepted, variable, place_at[:-1], is_first & accepted))
         statement, place = statement_at[-1], place_at[-1]
     return _Events(
-        is_set=np.concatenate([part.is_set for part in parts]),
-        is_increment=np.concatenate([part.is_increment for part in parts]),
-        variable=np.concatenate([part.variable for part in parts]),
-        place=np.concatenate([part.place for part in parts]),
-        is_first=np.concatenate([part.is_first for part in parts]),
+        is_set=_stacked([part.is_set for part in parts]),
+        is_increment=_stacked([part.is_increment for part in parts]),
+        variable=_stacked([part.variable for part in parts]),
+        place=_stacked([part.place for part in parts]),
+        is_first=_stacked([part.is_first for part in parts]),
     )
+
+
+def _stacked(parts: list[np.ndarray]) -> np.ndarray:
+    """Parts below each other, the narrower ones filled up with zeros on the right."""
+    stacked = np.zeros((sum(len(part) for part in parts), parts[0].shape[1]), parts[0].dtype)
+    start = 0
+    for part in parts:
+        stacked[start : start + len(part), : part.shape[1]] = part
+        start += len(part)
+    return stacked
 
 
 def _running(start: NDArray[np.int32], gap: NDArray[np.int32], size: NDArray[np.uint8]) -> NDArray[np.int32]:

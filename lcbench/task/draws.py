@@ -6,26 +6,38 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def subset(rng: np.random.Generator, n: int, total: int, count: int) -> NDArray[np.int64]:
-    """``n`` subsets of ``count`` out of ``total`` places, each subset equally likely: ``[n, count]``, rising."""
+def symbols(rng: np.random.Generator, shape: tuple[int, ...], choices: int) -> np.ndarray:
+    """Independent numbers below ``choices``, equally likely, in the smallest unsigned integers."""
+    if choices in (2, 4, 8, 16, 32, 64, 128, 256):
+        return rng.integers(0, 255, shape, np.uint8, endpoint=True) & np.uint8(choices - 1)
+    return rng.integers(0, choices, shape, np.min_scalar_type(choices))
+
+
+def subset(rng: np.random.Generator, n: int, total: int, count: int) -> NDArray[np.bool_]:
+    """``n`` subsets of ``count`` out of ``total`` places, each subset equally likely: ``[n, total]``, True inside."""
     if 4 * count <= total:
-        return np.sort(distinct(rng, n, count, total), axis=1)
+        chosen = np.zeros((n, total), np.bool_)
+        chosen[np.arange(n)[:, None], distinct(rng, n, count, total)] = True
+        return chosen
     if count == total:
-        return np.tile(np.arange(total), (n, 1))
-    # The places with the smallest of random numbers. Where the last one in and the first one out are equal the row is
-    # drawn again: what remains treats all places alike, however coarse the numbers.
-    coarse = np.uint16 if total <= 2**12 else np.uint32
-    chosen = np.empty((n, total), np.bool_)
-    rows = np.arange(n)
-    while rows.size:
-        numbers = rng.integers(0, np.iinfo(coarse).max, (rows.size, total), dtype=coarse, endpoint=True)
-        ordered = np.sort(numbers, axis=1)
-        last = ordered[:, count - 1]
-        chosen[rows] = numbers <= last[:, None]
-        rows = rows[last == ordered[:, count]]
-    places = np.flatnonzero(chosen).reshape(n, count)
-    places -= np.arange(n)[:, None] * total
-    return places
+        return np.ones((n, total), np.bool_)
+    chosen, tied = _smallest(rng, n, total, count)
+    while tied.size:
+        chosen[tied], still = _smallest(rng, tied.size, total, count)
+        tied = tied[still]
+    return chosen
+
+
+def _smallest(rng: np.random.Generator, n: int, total: int, count: int) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """Places of the ``count`` smallest of random numbers, and the rows where the last in and the first out are equal.
+
+    The other rows treat all places alike, however coarse the numbers.
+    """
+    dtype = np.uint16 if total <= 2**12 else np.uint32
+    numbers = rng.integers(0, np.iinfo(dtype).max, (n, total), dtype=dtype, endpoint=True)
+    ordered = np.sort(numbers, axis=1)
+    last = ordered[:, count - 1]
+    return numbers <= last[:, None], np.flatnonzero(last == ordered[:, count])
 
 
 def distinct(rng: np.random.Generator, n: int, count: int, choices: int) -> NDArray[np.int64]:

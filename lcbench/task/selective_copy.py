@@ -23,7 +23,7 @@ from torch import Tensor
 
 from lcbench.dataset.base import TRAIN, Batch
 from lcbench.task.base import IN_DISTRIBUTION, Task, join_length, refuse, refuse_length, split_length
-from lcbench.task.draws import subset
+from lcbench.task.draws import subset, symbols
 from lcbench.units import Length
 
 BLANK, SEPARATOR, FIRST_SYMBOL = 0, 1, 2
@@ -70,12 +70,12 @@ class SelectiveCopy(Task):
 
     def sample(self, rng: np.random.Generator, n: int, evaluation_set: str) -> Batch:
         places = self._blanks(evaluation_set) + self.content
-        last = FIRST_SYMBOL + self.symbols - 1
-        content = rng.integers(FIRST_SYMBOL, last, (n, self.content), np.min_scalar_type(last), endpoint=True)
+        content = symbols(rng, (n, self.content), self.symbols)
+        content = content.astype(np.min_scalar_type(FIRST_SYMBOL + self.symbols)) + FIRST_SYMBOL
         string = np.zeros((n, places + 1 + self.content), content.dtype)
-        filled = subset(rng, n, places, self.content)  # [n, content]
-        filled += np.arange(n)[:, None] * string.shape[1]
-        string.reshape(-1)[filled] = content
+        filled = np.zeros(string.shape, np.bool_)
+        filled[:, :places] = subset(rng, n, places, self.content)
+        string.reshape(-1)[np.flatnonzero(filled)] = content.reshape(-1)  # row by row, in order of place
         string[:, places] = SEPARATOR
         string[:, places + 1 :] = content
         tokens = torch.from_numpy(string).long()

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from lcbench.dataset.base import TRAIN, Batch
 from lcbench.task.base import IN_DISTRIBUTION, Task, join_length, refuse, refuse_length, split_length
-from lcbench.task.draws import subset
+from lcbench.task.draws import subset, symbols
 from lcbench.units import Length
 
 BLANK = 0
@@ -79,13 +79,13 @@ class SelectiveCopyMamba(Task):
     def sample(self, rng: np.random.Generator, n: int, evaluation_set: str) -> Batch:
         places = self._blanks(evaluation_set) + self.content
         marker = self.alphabet - 1
-        data = rng.integers(1, marker, (n, self.content), np.min_scalar_type(marker))
+        data = symbols(rng, (n, self.content), marker - 1).astype(np.min_scalar_type(marker)) + 1
         string = np.full((n, places + self.content), marker, data.dtype)
         string[:, :places] = BLANK
         if self.placement == "random":
-            filled = subset(rng, n, places, self.content)  # [n, content]
-            filled += np.arange(n)[:, None] * string.shape[1]
-            string.reshape(-1)[filled] = data
+            filled = np.zeros(string.shape, np.bool_)
+            filled[:, :places] = subset(rng, n, places, self.content)
+            string.reshape(-1)[np.flatnonzero(filled)] = data.reshape(-1)  # row by row, in order of place
         else:
             string[:, : self.content] = data
         targets = np.zeros(string.shape, np.int64)
