@@ -57,7 +57,7 @@ class Batch:
         return self.map(lambda tensor: tensor.index_select(0, rows))._trimmed()
 
     def rows(self, start: int, stop: int) -> Batch:
-        """Examples ``start`` to ``stop - 1`` as ``select`` gives them, without copying."""
+        """Examples ``start`` to ``stop - 1`` as ``select`` gives them, without copying: not to be changed in place."""
         return self.map(lambda tensor: tensor[start:stop])._trimmed()
 
     def _trimmed(self) -> Batch:

@@ -167,6 +167,8 @@ class Loader:
         return self._from_workers()
 
     def _from_workers(self) -> Iterator[Batch]:
+        if self.dataset.size is not None:
+            self.dataset.batch(0)  # draws the fixed set once, before there are workers to draw it each for itself
         stop = sys.maxsize if self.stop is None else self.stop
         groups = _Groups(self.dataset, self.start, stop)
         loader = DataLoader(

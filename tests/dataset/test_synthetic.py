@@ -72,7 +72,7 @@ def test_evaluation_does_not_depend_on_the_batch_size(task: Task) -> None:
             assert examples_of(batches) == whole[:100]
 
 
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("size", [None, 700])
 def test_batches_do_not_depend_on_the_workers(workers: int, size: int | None) -> None:
     task = Counting()
@@ -159,13 +159,6 @@ def test_padding_is_cut_to_the_batch() -> None:
         assert batch.padding is not None
         assert not batch.padding[:, -1].all()
     assert len(widths) > 1
-
-
-def test_a_batch_can_be_changed_without_changing_the_next() -> None:
-    dataset = Synthetic(FlipFlop(), 0, 64)
-    before = dataset.batch(0).map(torch.clone)
-    again = dataset.batch(0)
-    assert same(before, again)
 
 
 def test_narrow_storage_loses_nothing() -> None:

@@ -218,5 +218,5 @@ def test_defaults_are_never_cut_and_follow_the_length() -> None:
 def test_mistakes(options: dict, sentence: str) -> None:
     with pytest.raises(ConfigurationError, match=sentence):
         Counting(**options)
-    with pytest.raises(ConfigurationError, match="evaluation.sets=length_5 is too short for a program"):
+    with pytest.raises(ConfigurationError, match=r"sets=length_5 is too short for a program"):
         Counting().token_length("length_5")

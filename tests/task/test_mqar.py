@@ -143,8 +143,5 @@ def test_mistakes(options: dict, sentence: str) -> None:
 
 
 def test_more_pairs_than_fit_an_evaluation_set() -> None:
-    with pytest.raises(
-        ConfigurationError, match=r"4 tokens a pair|a pair takes 4 tokens \(in evaluation set pairs_99"
-    ):
+    with pytest.raises(ConfigurationError, match=r"takes 4 tokens \(in evaluation set pairs_99"):
         MQAR().token_length("pairs_99_length_256")
-    MQAR(vocabulary_size=10)
