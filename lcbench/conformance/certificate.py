@@ -98,25 +98,25 @@ class Certificate:
         return plain | {"checks": list(plain["checks"]), "passed": self.passed, "failed": list(self.failed)}
 
     def render(self) -> Group:
-        """For the terminal: what was certified, a row for each check, the verdict."""
+        """For the terminal: what was certified, a row for each check, what failed in full, the verdict."""
         from rich.console import Group
         from rich.table import Table
         from rich.text import Text
 
         marks = {True: ("held", "green"), False: ("FAILED", "bold red"), None: ("n/a", "dim")}
         table = Table(box=None, pad_edge=False, header_style="bold")
-        table.add_column("check", no_wrap=True)
-        table.add_column("result", no_wrap=True)
-        table.add_column("measured", justify="right", no_wrap=True)
-        table.add_column("tolerance", justify="right", no_wrap=True)
-        table.add_column("what was looked at")
+        table.add_column("law", no_wrap=True, min_width=max((len(check.name) for check in self.checks), default=0))
+        table.add_column("result", no_wrap=True, min_width=6)
+        table.add_column("measured", no_wrap=True, min_width=8, justify="right")
+        table.add_column("tolerance", no_wrap=True, min_width=9, justify="right")
+        table.add_column("looked at", no_wrap=True, overflow="ellipsis")
         for check in self.checks:
             word, style = marks[check.passed]
             numbers = ["" if n is None else f"{n:.2g}" for n in (check.measured, check.tolerance)]
-            detail = f"{check.law} {check.detail}" if check.passed is False else check.detail
-            table.add_row(check.name, Text(word, style), *numbers, Text(detail))
+            table.add_row(check.name, Text(word, style), *numbers, Text(check.detail, "dim"))
         where = f"{self.device} ({self.machine}), {self.dtype}, {self.length} tokens, seed {self.seed}"
         software = ", ".join(f"{name} {version}" for name, version in self.versions.items())
+        broken = [Text(f"{c.name}: {c.law} {c.detail}", "red") for c in self.checks if c.passed is False]
         return Group(
             Text(self.composition, "bold"),
             Text(where),
@@ -124,5 +124,6 @@ class Certificate:
             Text(),
             table,
             Text(),
+            *broken,
             Text(f"{self.verdict} ({self.seconds:.1f} s)", "bold green" if self.passed else "bold red"),
         )

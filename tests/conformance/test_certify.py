@@ -18,7 +18,7 @@ from lcbench.position.base import LayerShape, PositionEncoding
 from tests.conformance import broken, layers
 
 SHAPE = LayerShape(d_model=8, n_heads=2)
-LENGTH = 23
+LENGTH = 17
 
 CHUNKS = {
     "chunk invariance",
@@ -263,14 +263,19 @@ def test_a_certificate_becomes_json(certificate: Certificate) -> None:
 
 
 def test_a_certificate_is_readable(certificate: Certificate) -> None:
-    console = Console(width=160)
+    console = Console(width=80)
     with console.capture() as capture:
         console.print(certificate.render())
     text = capture.get()
     assert text.startswith("attention=mine\n")
-    assert "float32, 23 tokens, seed 0" in text
+    assert "float32, 17 tokens, seed 0" in text
     assert f"torch {torch.__version__}" in text
-    assert "The output at a padding token is not finite." in " ".join(text.split())
+    lines = text.splitlines()
+    assert max(map(len, lines[: len(LAWS) + 5])) <= 80
+    row = next(line for line in lines if line.startswith("batch invariance"))
+    assert row.split()[2:5] == ["held", "0", "5e-05"]
+    assert "padding isolation: What padding contains" in text
+    assert "The output at a padding token is not finite." in " ".join(lines)
     assert certificate.verdict in text
     assert certificate.verdict.startswith("NOT certified: ")
 

@@ -64,7 +64,7 @@ def test_weights_options_and_heads_reach_the_definitions() -> None:
         oracle = oracle_of("full", name, n_heads=2, attention_options={}, position_options=options)
         certificate = certify(lambda: Full(SHAPE, encoding(SHAPE, **options)), laws=ORACLE, oracle=oracle)  # noqa: B023
         assert certificate.passed, certificate.checks
-        assert "final state" in certificate.checks[0].detail
+        assert "state.k" in certificate.checks[0].detail
         assert certificate.checks[0].measured is not None
         assert 0 < certificate.checks[0].measured < 1e-12
 
