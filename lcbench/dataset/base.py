@@ -54,17 +54,15 @@ class Batch:
 
     def select(self, rows: Tensor) -> Batch:
         """Examples ``rows`` (int64 indices), without columns in which all of them are padding."""
-        return self.map(lambda tensor: tensor.index_select(0, rows))._trimmed()
+        chosen = self.map(lambda tensor: tensor.index_select(0, rows))
+        return chosen if chosen.padding is None else chosen.rows(0, len(chosen))
 
     def rows(self, start: int, stop: int) -> Batch:
         """Examples ``start`` to ``stop - 1`` as ``select`` gives them, without copying: not to be changed in place."""
-        return self.map(lambda tensor: tensor[start:stop])._trimmed()
-
-    def _trimmed(self) -> Batch:
         if self.padding is None:
-            return self
-        longest = self.padding.shape[1] - int(self.padding.sum(1).min())
-        return self.map(lambda tensor: tensor if tensor.dim() < 2 else tensor[:, :longest])
+            return self.map(lambda tensor: tensor[start:stop])
+        longest = self.padding.shape[1] - int(self.padding[start:stop].sum(1).min())
+        return self.map(lambda tensor: tensor[start:stop] if tensor.dim() < 2 else tensor[start:stop, :longest])
 
     @staticmethod
     def concatenate(batches: Sequence[Batch]) -> Batch:

@@ -241,7 +241,8 @@ def _draw_events(
     multiple = math.lcm(*range(1, variables + 1))
     below = (p_set + p_increment) * multiple
     scale = -1 / math.log(p_pass / sum(weights))
-    labels, limit = np.arange(variables, dtype=np.uint8)[:, None], np.uint8(LIMIT)
+    labels = np.arange(variables, dtype=np.uint8)[:, None]
+    limits = np.full((variables, len(passes)), LIMIT, np.uint8)
 
     known = np.ones(n, np.uint8)
     values = np.zeros((variables, n), np.uint8)
@@ -257,23 +258,27 @@ def _draw_events(
         draw = rng.integers(0, below, (EVENTS, n), dtype=np.uint16).astype(np.min_scalar_type(below))
         is_set = draw < p_set * multiple
         is_increment = ~is_set
+
+        # A set hits a variable known before or makes the next one known; an increment hits a known one.
         set_draw = (draw // (p_set * multiple // variables)).astype(np.uint8) * is_set
-        increment_draw = draw * is_increment
-        increment = is_increment.view(np.uint8)
-        variable = np.empty((EVENTS, n), np.uint8)
+        known_at = np.empty((EVENTS, n), np.uint8)  # before the event
         is_first = np.empty((EVENTS, n), np.bool_)
-        rejected = np.empty((EVENTS, variables, n), np.bool_)
         for e in range(EVENTS):
-            # A set hits a known variable or makes the next one known; an increment hits a known one.
+            known_at[e] = known
             np.greater_equal(set_draw[e], known, out=is_first[e])
-            np.add(np.minimum(set_draw[e], known), increment_draw[e] % known, out=variable[e], casting="unsafe")
             known += is_first[e].view(np.uint8)
-            hit = (variable[e] == labels).view(np.uint8)  # [variables, n]
-            values += hit & increment[e]
-            np.greater(values, limit, out=rejected[e])
-            values -= rejected[e].view(np.uint8)
-            values *= (hit <= increment[e]).view(np.uint8)  # 0 where a set hits
-        accepted = ~np.logical_or.reduce(rejected, 1)
+        variable = np.minimum(set_draw, known_at) + (draw * is_increment % known_at).astype(np.uint8)
+
+        # What a value would be after the event; where that is beyond LIMIT the increment is rejected.
+        hit = variable[:, None] == labels  # [events, variables, n]
+        added = (hit & is_increment[:, None]).view(np.uint8)
+        kept = (~(hit & is_set[:, None])).view(np.uint8)
+        values_at = np.empty(hit.shape, np.uint8)  # after the event
+        for e in range(EVENTS):
+            np.multiply(values, kept[e], out=values)
+            np.add(values, added[e], out=values_at[e])
+            np.minimum(values_at[e], limits[:, :n], out=values)
+        accepted = ~np.logical_or.reduce(values_at > LIMIT, 1)
         statement_at = _running(statement, gap, accepted.view(np.uint8))
         place_at = _running(place, gap, accepted * (2 + 2 * is_set.view(np.uint8)))
         accepted &= statement_at[:-1] < statements[:n]
