@@ -105,15 +105,16 @@ class Certificate:
 
         marks = {True: ("held", "green"), False: ("FAILED", "bold red"), None: ("n/a", "dim")}
         table = Table(box=None, pad_edge=False, header_style="bold")
-        table.add_column("law", no_wrap=True, min_width=max((len(check.name) for check in self.checks), default=0))
-        table.add_column("result", no_wrap=True, min_width=6)
-        table.add_column("measured", no_wrap=True, min_width=8, justify="right")
-        table.add_column("tolerance", no_wrap=True, min_width=9, justify="right")
-        table.add_column("looked at", no_wrap=True, overflow="ellipsis")
+        table.add_column("law", no_wrap=True)
+        table.add_column("result", no_wrap=True)
+        table.add_column("measured", no_wrap=True, justify="right")
+        table.add_column("tolerance", no_wrap=True, justify="right")
+        table.add_column("looked at")
         for check in self.checks:
             word, style = marks[check.passed]
             numbers = ["" if n is None else f"{n:.2g}" for n in (check.measured, check.tolerance)]
-            table.add_row(check.name, Text(word, style), *numbers, Text(check.detail, "dim"))
+            detail = Text(check.detail, "dim", no_wrap=True, overflow="ellipsis")
+            table.add_row(check.name, Text(word, style), *numbers, detail)
         where = f"{self.device} ({self.machine}), {self.dtype}, {self.length} tokens, seed {self.seed}"
         software = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         broken = [Text(f"{c.name}: {c.law} {c.detail}", "red") for c in self.checks if c.passed is False]
