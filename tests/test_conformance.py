@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 import lcbench
@@ -139,3 +140,13 @@ def test_a_users_own_class_is_certified_the_same_way() -> None:
     certificate = certify(lambda: Mine(layer.shape, layer.position))
     assert "state is used" in certificate.failed
     assert "causality" not in certificate.failed
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an accelerator")
+@pytest.mark.parametrize("position", POSITIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_full_attention_is_certified_on_an_accelerator(position: str, dtype: torch.dtype) -> None:
+    config = compose(overrides("full", position, {})).config
+    certificate = certify(lambda: layer_of(config, LayerShape(d_model=64, n_heads=2)), device="cuda", dtype=dtype)
+    assert certificate.passed, [(check.name, check.detail) for check in certificate.checks if check.passed is False]

@@ -27,7 +27,7 @@ from lcbench.conformance.subject import (
 )
 
 #: agreement with an oracle, both in float64
-EXACT = 1e-8
+EXACT = 1e-10
 #: root mean square error that half precision may add to an output, as a share of its root mean square
 HALF = 5e-2
 #: the same for float32 against float64
