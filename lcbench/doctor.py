@@ -46,8 +46,7 @@ def _packages() -> list[str]:
 def _torch() -> list[str]:
     import torch
 
-    bf16 = "bf16 in hardware" if getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)() else "bf16 emulated"
-    lines = [f"threads      {torch.get_num_threads()} for one run (trainer.threads), {bf16} on the CPU"]
+    lines = [f"threads      {torch.get_num_threads()} for one run (trainer.threads)", f"bf16         {_bf16()}"]
     if torch.cuda.is_available():
         devices = range(torch.cuda.device_count())
         lines += [f"accelerator  {torch.cuda.get_device_name(i)}" for i in devices]
@@ -56,6 +55,17 @@ def _torch() -> list[str]:
     else:
         lines.append("accelerator  none: CPU-size experiments run here, *_paper ones want one")
     return lines
+
+
+def _bf16() -> str:
+    """Whether the processor multiplies bfloat16 itself, as Linux tells it."""
+    information = Path("/proc/cpuinfo")
+    if not information.exists():
+        return "unknown for this processor"
+    flags = set(information.read_text().split())
+    if flags & {"amx_bf16", "avx512_bf16"}:
+        return "in hardware: trainer.precision=bf16-mixed is faster for wide models"
+    return "emulated on this processor: trainer.precision=bf16-mixed is slower than 32"
 
 
 def _wandb() -> str:

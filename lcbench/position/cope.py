@@ -124,7 +124,8 @@ class _Counted(torch.autograd.Function):
         position[..., :1] = counted[..., -1:]
         torch.sub(counted[..., -1:], counted[..., :-1], out=position[..., 1:])
         position.clamp_(max=z.shape[-1] - 1)
-        below = position.long()
+        # a position that is not a number, of a run that diverges, must not become an index out of bounds
+        below = position.long().clamp_(0, z.shape[-1] - 1)
         w = position.frac_()
         slopes = torch.diff(z, dim=-1, append=z[..., -1:])  # 0 at P - 1, where positions are clamped
         slope = slopes.gather(-1, below)
