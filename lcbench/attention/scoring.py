@@ -13,6 +13,7 @@ q', k' are the rotated queries and keys, the bias is what the encoding adds. Two
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -57,6 +58,8 @@ def attend(
     """
     if causal and q.shape[2] > keys.length:
         raise ValueError(f"{q.shape[2]} queries are aligned with the end of only {keys.length} keys")
+    if q.shape[2] == 0:
+        return q
     pairs = _Pairs.of(context, keys, causal, window)
     rotated_q, rotated_k = position.rotate(q, keys.k, context.positions, keys.positions)
     reads_content = position.reads_content(keys.positions)
@@ -264,6 +267,12 @@ class _Run:
         return (drawn >= self.dropout).to(weights.dtype) / (1 - self.dropout)
 
 
+def _without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Dtypes are chosen by hand: products in that of the inputs, everything from the scores on in float32 or wider."""
+    known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if known else nullcontext()
+
+
 @torch.compiler.disable
 def _explicit(run: _Run, q: Tensor, keys: KeyValues, rotated_q: Tensor, rotated_k: Tensor) -> Tensor:
     """Blocks of queries with recomputation; ``[batch, heads, q_time, head_dim]``."""
@@ -298,7 +307,7 @@ class _ExplicitAttention(torch.autograd.Function):
         q, k, v, plain_q, plain_k, features, vectors, *_ = tensors
         plain_q, plain_k = (q, k) if plain_q is None else (plain_q, plain_k)
         out = torch.empty_like(q)
-        with torch.autocast(q.device.type, enabled=False):
+        with _without_autocast(q.device):
             for block in run.blocks(q, k):
                 rows, columns = block.of_queries, block.of_keys
                 visible, alignment = run.pairs.visible(block), run.pairs.alignment(block, vectors)
@@ -327,7 +336,7 @@ class _ExplicitAttention(torch.autograd.Function):
         if plain_q is None:
             plain_q, plain_k, d_plain_q, d_plain_k = q, k, d_q, d_k
 
-        with torch.autocast(q.device.type, enabled=False):
+        with _without_autocast(q.device):
             for block in run.blocks(q, k):
                 rows, columns = block.of_queries, block.of_keys
                 visible = run.pairs.visible(block)

@@ -38,10 +38,12 @@ def row(
     table = weights["table"]
     open_gates = [torch.sigmoid((c if scaled_gates else 1.0) * (q[i] @ compared[j])) for j in range(i + 1)]
     biases = []
-    for j in range(i + 1):
-        p = sum(open_gates[j:], torch.zeros((), dtype=q.dtype)).clamp(max=len(table) - 1)
+    counted = torch.zeros((), dtype=q.dtype)
+    for j in reversed(range(i + 1)):
+        counted = counted + open_gates[j]
+        p = counted.clamp(max=len(table) - 1)
         floor, ceiling = math.floor(p.item()), math.ceil(p.item())
         w = p - floor
-        biases.append(w * (q[i] @ table[ceiling]) + (1 - w) * (q[i] @ table[floor]))
+        biases.insert(0, w * (q[i] @ table[ceiling]) + (1 - w) * (q[i] @ table[floor]))
     scores = [c * (q[i] @ k[j]) + (c if scaled_bias else 1.0) * biases[j] for j in range(i + 1)]
     return torch.stack(scores)

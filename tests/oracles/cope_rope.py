@@ -41,26 +41,31 @@ def row(
     table = weights["cope.table"]
     open_gates = [torch.sigmoid((c if scaled_gates else 1.0) * (q[i] @ compared[j])) for j in range(i + 1)]
     biases = []
-    for j in range(i + 1):
-        p = sum(open_gates[j:], torch.zeros((), dtype=q.dtype)).clamp(max=len(table) - 1)
+    counted = torch.zeros((), dtype=q.dtype)
+    for j in reversed(range(i + 1)):
+        counted = counted + open_gates[j]
+        p = counted.clamp(max=len(table) - 1)
         floor, ceiling = math.floor(p.item()), math.ceil(p.item())
         w = p - floor
-        biases.append(w * (q[i] @ table[ceiling]) + (1 - w) * (q[i] @ table[floor]))
+        biases.insert(0, w * (q[i] @ table[ceiling]) + (1 - w) * (q[i] @ table[floor]))
     r = channels or q.shape[-1]
     theta = [base ** (-2 * a / r) for a in range(r // 2)]
+    query = turned(q[i], int(positions[i]), theta, pairing)
     scores = []
     for j in range(i + 1):
-        query, key = (turned(y, int(p), theta, pairing) for y, p in ((q[i], positions[i]), (k[j], positions[j])))
+        key = turned(k[j], int(positions[j]), theta, pairing)
         scores.append(c * (query @ key) + (c if scaled_bias else 1.0) * biases[j])
     return torch.stack(scores)
 
 
 def turned(x: Tensor, p: float, theta: list[float], pairing: str, magnitude: float = 1.0) -> Tensor:
     """``x`` ``[head_dim]`` with pair a turned by the angle ``p theta[a]``."""
-    out = list(x)
-    for a, frequency in enumerate(theta):
-        first, second = (2 * a, 2 * a + 1) if pairing == "interleaved" else (a, a + len(theta))
-        cos, sin = magnitude * math.cos(p * frequency), magnitude * math.sin(p * frequency)
-        out[first] = x[first] * cos - x[second] * sin
-        out[second] = x[first] * sin + x[second] * cos
-    return torch.stack(out)
+    pairs = range(len(theta))
+    first = [2 * a if pairing == "interleaved" else a for a in pairs]
+    second = [2 * a + 1 if pairing == "interleaved" else a + len(theta) for a in pairs]
+    cos = torch.tensor([magnitude * math.cos(p * frequency) for frequency in theta], dtype=x.dtype)
+    sin = torch.tensor([magnitude * math.sin(p * frequency) for frequency in theta], dtype=x.dtype)
+    out = x.clone()
+    out[first] = x[first] * cos - x[second] * sin
+    out[second] = x[first] * sin + x[second] * cos
+    return out

@@ -1,0 +1,301 @@
+"""The one scoring function: both paths, what may be seen, and the hand-written backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
+
+from lcbench.attention import scoring
+from lcbench.attention.base import Context
+from lcbench.attention.cache import KeyValues
+from lcbench.attention.scoring import attend
+from lcbench.position.alibi import Alibi
+from lcbench.position.base import LayerShape, PositionEncoding
+from lcbench.position.cope import Cope
+from lcbench.position.none import NoPosition
+from lcbench.position.relative import Relative
+from lcbench.position.t5 import T5
+from tests.position.harness import CASES, IDS, SHAPE, attention, build, consecutive, distance, draw
+
+TIME = 9
+every_case = pytest.mark.parametrize(("name", "encoding", "options"), CASES, ids=IDS)
+EXPLICIT = [case for case in CASES if case[0].startswith(("relative", "transformer_xl", "t5", "cope", "dynamic_ntk"))]
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of two queries of one batch row."""
+    monkeypatch.setattr(scoring, "_PAIRS", 1)
+    monkeypatch.setattr(scoring, "_LEAST_ROWS", 2)
+    monkeypatch.setattr(scoring, "_FUSED_ROWS", 2)
+
+
+def literal(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
+    """Softmax over the visible keys, ``visible`` ``[batch, q_time, k_time]``; 0 where there are none."""
+    weights = torch.exp(q @ k.mT / q.shape[-1] ** 0.5) * visible[:, None]
+    return weights @ v / weights.sum(-1, keepdim=True).clamp(min=1e-300)
+
+
+def in_window(time: int, window: int, causal: bool) -> Tensor:
+    n = torch.arange(time)[:, None] - torch.arange(time)
+    return ((n >= 0) & (n < window)) if causal else (n.abs() < window)
+
+
+@pytest.fixture(params=["fused", "explicit"])
+def encoding(request: pytest.FixtureRequest) -> PositionEncoding:
+    """Adds nothing, by either path."""
+    made = Relative(SHAPE, context=TIME).double()
+    with torch.no_grad():
+        made.table.zero_()
+    return NoPosition(SHAPE) if request.param == "fused" else made
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("window", [None, 1, 3, 8, 9, 20])
+@pytest.mark.usefixtures("small_blocks")
+def test_windows_hold_as_many_keys_as_they_say(encoding: PositionEncoding, causal: bool, window: int | None) -> None:
+    q, k, v, x = draw(TIME)
+    ours = attention(encoding, (q, k, v, x), consecutive(TIME), causal=causal, window=window)
+    visible = in_window(TIME, window or 100, causal).expand(2, TIME, TIME)
+    assert distance(ours, literal(q, k, v, visible)) < 1e-12
+    if window == 1:
+        assert distance(ours, v) < 1e-12
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.usefixtures("small_blocks")
+def test_documents_padding_and_window_together(encoding: PositionEncoding, causal: bool) -> None:
+    q, k, v, x = draw(TIME)
+    documents = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 2, 2], [5] * 9])
+    padding = torch.tensor([[False] * 9, [True, True, False, False, True, False, False, False, True]])
+    context = Context(torch.arange(TIME).expand(2, TIME), documents=documents, padding=padding)
+    visible = in_window(TIME, 3, causal) & (documents[:, :, None] == documents[:, None]) & ~padding[:, None]
+    ours = attention(encoding, (q, k, v, x), context, causal=causal, window=3)
+    assert distance(ours, literal(q, k, v, visible)) < 1e-12
+    theirs = literal(q, k, v, visible)
+    for a, b in zip(
+        torch.autograd.grad(ours.sum(), (q, k, v)), torch.autograd.grad(theirs.sum(), (q, k, v)), strict=True
+    ):
+        assert distance(a, b) < 1e-12
+
+
+def test_a_query_that_sees_nothing_reads_zero_and_sends_no_gradient(encoding: PositionEncoding) -> None:
+    q, k, v, x = draw(TIME)
+    padding = torch.zeros(2, TIME, dtype=torch.bool)
+    padding[0] = True
+    output = attention(encoding, (q, k, v, x), Context(torch.arange(TIME).expand(2, TIME), padding=padding))
+    assert not bool(output[0].any())
+    for gradient in torch.autograd.grad(output.square().sum(), (q, k, v)):
+        assert not bool(gradient[0].any())
+        assert bool(gradient[1].any())
+
+
+def test_documents_known_on_one_side_only_count_as_document_zero(encoding: PositionEncoding) -> None:
+    q, k, v, x = draw(TIME)
+    keys = KeyValues(k, v, encoding.key_features(x, k, v), torch.arange(TIME).expand(2, TIME))
+    marked = torch.tensor([0] * 8 + [1]).expand(2, TIME)
+    ours = attend(q, Context(keys.positions, documents=marked), keys, encoding)
+    unmarked = attend(q, Context(keys.positions), keys, encoding)
+    assert distance(ours[:, :, :8], unmarked[:, :, :8]) < 1e-12
+    assert not bool(ours[:, :, 8].any())
+
+
+def test_more_queries_than_keys_have_no_causal_order() -> None:
+    q, k, v, _ = draw(TIME)
+    context = consecutive(4)
+    keys = KeyValues.of(k[:, :, :4], v[:, :, :4], None, context)
+    with pytest.raises(ValueError, match="9 queries"):
+        attend(q, consecutive(TIME), keys, NoPosition(SHAPE))
+    visible = torch.ones(2, TIME, 4, dtype=torch.bool)
+    crossed = attend(q, consecutive(TIME), keys, NoPosition(SHAPE), causal=False)
+    assert distance(crossed, literal(q, k[:, :, :4], v[:, :, :4], visible)) < 1e-12
+
+
+@pytest.mark.parametrize(("made", "options"), [(T5, {}), (Alibi, {})])
+def test_a_bias_gives_the_same_by_both_paths(made: type[PositionEncoding], options: dict[str, Any]) -> None:
+    encoding, tensors, context = build(made, options), draw(TIME), consecutive(TIME)
+    with torch.no_grad():
+        fused = attention(encoding, tensors, context)
+    run = scoring._Run(
+        scoring._Pairs.of(context, KeyValues.of(*tensors[1:3], None, context), True, None),
+        encoding,
+        reads_content=False,
+        has_bias=True,
+        dropout=0.0,
+        seed=0,
+    )
+    explicit = scoring._explicit(run, tensors[0], KeyValues.of(*tensors[1:3], None, context), *tensors[:2])
+    assert distance(fused, explicit) < 1e-12
+
+
+@pytest.mark.parametrize(("name", "encoding", "options"), EXPLICIT)
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+@pytest.mark.usefixtures("small_blocks")
+def test_gradients_are_those_of_finite_differences(
+    name: str, encoding: type[PositionEncoding], options: dict[str, Any], dropout: float
+) -> None:
+    shape = LayerShape(d_model=8, n_heads=2) if name != "dynamic_ntk" and "channels" not in options else SHAPE
+    made = build(encoding, options, shape)
+    tensors, context = draw(5, batch=1, seed=3, shape=shape), consecutive(5, batch=1)
+
+    def output(*inputs: Tensor) -> Tensor:
+        torch.manual_seed(0)  # the same weights are dropped every time
+        return attention(made, inputs[:4], context, dropout=dropout)
+
+    assert torch.autograd.gradcheck(output, (*tensors, *made.parameters()), fast_mode=True)
+
+
+def test_dropout_scales_what_it_keeps() -> None:
+    q, k, _, x = draw(64, batch=8)
+    v = torch.ones_like(q)
+    kept = attention(NoPosition(SHAPE), (q, k, v, x), consecutive(64, batch=8), dropout=0.25)
+    assert float(kept.detach().mean()) == pytest.approx(1, abs=0.03)
+    assert float(kept.detach().std()) > 0.05
+    first, second = (
+        attention(NoPosition(SHAPE), (q, k, v, x), consecutive(64, batch=8), dropout=0.25) for _ in range(2)
+    )
+    assert distance(first, second) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "encoding", "options"),
+    # the fused kernel keeps alibi's masks; dynamic_ntk would take long at this length
+    [case for case in CASES if case[0] not in ("alibi", "dynamic_ntk")],
+)
+def test_only_the_arguments_are_kept(name: str, encoding: type[PositionEncoding], options: dict[str, Any]) -> None:
+    """Nothing of size time x time waits for the backward pass."""
+    time = 600
+    made, tensors = build(encoding, options | ({"max_length": time} if "max_length" in options else {})), draw(time)
+    sizes: list[int] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        sizes.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        attention(made, tensors, consecutive(time))
+    assert sizes
+    assert max(sizes) <= max(tensors[0].numel(), 2 * time * SHAPE.d_model)
+
+
+@every_case
+def test_cost_can_be_counted_without_data(
+    name: str, encoding: type[PositionEncoding], options: dict[str, Any]
+) -> None:
+    made = build(encoding, options).to("meta")
+    tensors = [tensor.detach().to("meta").requires_grad_() for tensor in draw(TIME)]
+    context = consecutive(TIME).map(lambda tensor: tensor.to("meta"))
+    for dropout in (0.0, 0.1):
+        with FlopCounterMode(display=False) as counter:
+            attention(made, tensors, context, dropout=dropout).sum().backward()
+        # forward 2 products and backward 4 at least, each 2 * batch * heads * time^2 * head_dim operations
+        assert counter.get_total_flops() >= 6 * 2 * 2 * 2 * TIME**2 * SHAPE.head_dim
+
+
+@every_case
+def test_bfloat16_autocast_stays_close(name: str, encoding: type[PositionEncoding], options: dict[str, Any]) -> None:
+    made = build(encoding, options).float()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.mul_(0.3)
+    exact = [tensor.detach().float() for tensor in draw(32)]
+    context = consecutive(32)
+    if name == "absolute_learned":
+        assert made.embed(exact[3], context.positions).dtype == torch.float32
+    inputs = [tensor.bfloat16().requires_grad_() for tensor in exact]
+    with torch.autocast("cpu", torch.bfloat16):
+        output = attention(made, inputs, context)
+    assert output.dtype == torch.bfloat16
+    reference = [tensor.bfloat16().float().requires_grad_() for tensor in exact]
+    expected = attention(made, reference, context)
+    assert distance(output.float(), expected) < 0.15
+    output.float().square().sum().backward()
+    expected.square().sum().backward()
+    for ours, theirs in zip(inputs[:3], reference[:3], strict=True):
+        assert ours.grad is not None
+        assert theirs.grad is not None
+        relative = (ours.grad.float() - theirs.grad).norm() / theirs.grad.norm()
+        assert float(relative) < 0.1
+
+
+def test_counting_survives_bfloat16() -> None:
+    """Where gates count hundreds of keys, bfloat16 sums would stand still."""
+    made = Cope(LayerShape(8, 1), context=600)
+    with torch.no_grad():
+        made.table[:, 0] = torch.arange(601) / 100
+    q, k, v = torch.zeros(3, 1, 1, 600, 8).bfloat16()
+    q[..., 0] = 1.0
+    v[..., 0] = torch.arange(600)
+    context = consecutive(600, batch=1)
+    output = attend(q, context, KeyValues.of(k, v, None, context), made)
+    exact = attend(q.double(), context, KeyValues.of(k.double(), v.double(), None, context), made.double())
+    assert distance(output[0, 0, -1].double(), exact[0, 0, -1]) < 2.0
+
+
+class TestAroundTheFunction:
+    """What wraps a layer must still work."""
+
+    context = consecutive(TIME)
+
+    def gradients(self, call: Callable[..., Tensor], made: PositionEncoding, tensors: Any) -> list[Tensor]:
+        return list(torch.autograd.grad(call().square().sum(), [*tensors[:3], *made.parameters()]))
+
+    def test_checkpoint(self) -> None:
+        made, tensors = build(Cope, {"context": TIME}), draw(TIME)
+
+        def layer(*inputs: Tensor) -> Tensor:
+            return attention(made, inputs, self.context, dropout=0.3)
+
+        def seeded(call: Callable[[], Tensor]) -> list[Tensor]:
+            torch.manual_seed(5)
+            return self.gradients(call, made, tensors)
+
+        plain = seeded(lambda: layer(*tensors))
+        again = seeded(lambda: checkpoint(layer, *tensors, use_reentrant=False))  # type: ignore[arg-type, return-value]
+        for a, b in zip(plain, again, strict=True):
+            assert torch.equal(a, b)
+
+    def test_compile(self) -> None:
+        made, tensors = build(Relative, {"context": TIME}), draw(TIME)
+        compiled = torch.compile(lambda *inputs: attention(made, inputs, self.context), backend="eager")
+        plain = self.gradients(lambda: attention(made, tensors, self.context), made, tensors)
+        for a, b in zip(plain, self.gradients(lambda: compiled(*tensors), made, tensors), strict=True):
+            assert distance(a, b) < 1e-12
+
+    def test_frozen_parameters_and_inputs(self) -> None:
+        made, tensors = build(Cope, {"context": TIME}), draw(TIME)
+        expected = self.gradients(lambda: attention(made, tensors, self.context), made, tensors)
+        made.table.requires_grad_(False)
+        q, k, v = tensors[0], tensors[1].detach(), tensors[2].detach()
+        attention(made, (q, k, v, tensors[3]), self.context).square().sum().backward()
+        assert made.table.grad is None
+        assert q.grad is not None
+        assert distance(q.grad, expected[0]) < 1e-12
+
+    def test_no_second_derivative_in_silence(self) -> None:
+        made, tensors = build(Relative, {"context": TIME}), draw(TIME)
+        output = attention(made, tensors, self.context)
+        (first,) = torch.autograd.grad(output.square().sum(), tensors[0], create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            first.sum().backward()
+
+    def test_a_parameter_changed_before_the_backward_pass_is_noticed(self) -> None:
+        made, tensors = build(Cope, {"context": TIME}), draw(TIME)
+        output = attention(made, tensors, self.context)
+        with torch.no_grad():
+            made.table.add_(1)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            output.sum().backward()
+
+    def test_nothing_given_is_changed(self) -> None:
+        made, tensors = build(Cope, {"context": TIME, "gates": "values"}), draw(TIME)
+        before = [tensor.detach().clone() for tensor in tensors]
+        attention(made, tensors, self.context).sum().backward()
+        for tensor, copy in zip(tensors, before, strict=True):
+            assert torch.equal(tensor, copy)
