@@ -124,11 +124,23 @@ def test_the_papers_size_has_the_known_facts(variables: int) -> None:
         assert answers.tolist() == pytest.approx(known, abs=0.022)
 
 
-def test_accepted_statements_have_their_weights_where_none_can_be_rejected() -> None:
-    task = Counting(length=400, variables=3, min_statements=60, max_statements=200)
+def test_before_the_first_set_increments_are_drawn_again() -> None:
+    """So a statement is a set with probability 1/51 and a pass otherwise, in programs long enough to set something."""
+    task = Counting(length=700, variables=3, min_statements=300, max_statements=300)
+    batch = task.sample(np.random.default_rng(0), 10_000, TRAIN)
+    passes = (batch.tokens == task.vocabulary.index("=")).long().argmax(1) - 1
+    expected = [(50 / 51) ** (30 * tens) for tens in range(10)]
+    assert abs(chi_square(torch.bincount(passes // 30, minlength=10).tolist(), expected)) < 4
+
+
+@pytest.mark.parametrize(("name", "weights"), [(TRAIN, (1, 50, 7)), ("more_pass", (1, 100, 7))])
+def test_accepted_statements_have_their_weights_where_none_can_be_rejected(
+    name: str, weights: tuple[int, int, int]
+) -> None:
+    task = Counting(length=700, variables=3, min_statements=200, max_statements=300)
     found: Counter = Counter()
     variables: Counter = Counter()
-    for program in words(task, task.sample(np.random.default_rng(0), 3000, TRAIN)):
+    for program in words(task, task.sample(np.random.default_rng(0), 2000, name)):
         statements, _, _ = oracle.parse(program)
         values: dict[str, int] = {}
         for operation, variable in statements:
@@ -141,8 +153,8 @@ def test_accepted_statements_have_their_weights_where_none_can_be_rejected() -> 
             if operation == "increment":
                 values[variable] += 1
     total = sum(found.values())
-    for operation, weight in (("set", 1), ("pass", 50), ("increment", 7)):
-        assert abs(deviation(found[operation], total, weight / 58)) < 4
+    for operation, weight in zip(("set", "pass", "increment"), weights, strict=True):
+        assert abs(deviation(found[operation], total, weight / sum(weights))) < 4
     for operation in ("set", "increment"):
         assert abs(chi_square([variables[operation, variable] for variable in "abc"], [1.0] * 3)) < 4
 
