@@ -134,11 +134,13 @@ def _suggestions(words: list[str]) -> list[str]:
     position = "cope" if any(word.startswith("position=") and "cope" not in word for word in words) else "rope"
     again = " ".join(["lcbench", *([rest] if rest else []), f"position={position}"])
     task = "flip_flop" if any(word.startswith("task=") for word in words) else "counting"
-    return [
-        f"{again:<44} # the same with another encoding",
-        f"{f'lcbench task={task} trainer.max_steps=1000':<44} # another task",
-        f"{'lcbench show experiment=cope/flip_flop_paper':<44} # what the paper's size would take",
-    ]
+    commands = {
+        again: "the same with another encoding",
+        f"lcbench task={task} trainer.max_steps=1000": "another task",
+        "lcbench show experiment=cope/flip_flop_paper": "what the paper's size would take",
+    }
+    width = max(map(len, commands))
+    return [f"{command:<{width}}  # {why}" for command, why in commands.items()]
 
 
 def _resume(words: list[str], overlays: list[Path], trust: bool) -> int:

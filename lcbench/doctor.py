@@ -64,8 +64,8 @@ def _bf16() -> str:
         return "unknown for this processor"
     flags = set(information.read_text().split())
     if flags & {"amx_bf16", "avx512_bf16"}:
-        return "in hardware: trainer.precision=bf16-mixed is faster for wide models"
-    return "emulated on this processor: trainer.precision=bf16-mixed is slower than 32"
+        return "in hardware"
+    return "emulated"
 
 
 def _wandb() -> str:
