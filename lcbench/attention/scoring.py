@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
 
 from lcbench.attention.base import Context
 from lcbench.attention.cache import KeyValues
@@ -202,17 +203,27 @@ def _fused(
         return scaled_dot_product_attention(q, k, v, dropout_p=dropout)
     if position is None and not pairs.ragged and not pairs.window and q.shape[2] == k.shape[2]:
         return scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
-    outputs = []
-    for block in pairs.blocks(q.shape[0], _FUSED_ROWS):
+
+    def read(q: Tensor, k: Tensor, v: Tensor, block: _Block) -> Tensor:
         visible = pairs.visible(block)
         bias = None if position is None else position.position_bias(pairs.alignment(block))
         bias = q.new_zeros(()) if bias is None else bias.to(q.dtype)
         mask = torch.where(visible, bias, torch.finfo(q.dtype).min)
-        o = scaled_dot_product_attention(
-            q[:, :, block.rows], k[:, :, block.columns], v[:, :, block.columns], attn_mask=mask, dropout_p=dropout
-        )
+        o = scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
         # a query that sees nothing got the mean of all values
-        outputs.append(o.masked_fill(~visible.any(-1, keepdim=True), 0) if pairs.ragged else o)
+        return o.masked_fill(~visible.any(-1, keepdim=True), 0) if pairs.ragged else o
+
+    blocks = list(pairs.blocks(q.shape[0], _FUSED_ROWS))
+    # the kernel keeps its mask for the backward pass; together they must not outgrow what it keeps of q, k and v
+    per_pair = (q.shape[0] if pairs.ragged else 1) * (1 if position is None else q.shape[1])
+    kept = per_pair * sum(len(range(q.shape[2])[b.rows]) * len(range(k.shape[2])[b.columns]) for b in blocks)
+    outputs = []
+    for block in blocks:
+        parts = (q[block.of_queries], k[block.of_keys], v[block.of_keys])
+        if kept > q.numel() + k.numel() + v.numel() and torch.is_grad_enabled():
+            outputs.append(checkpoint(read, *parts, block, use_reentrant=False))
+        else:
+            outputs.append(read(*parts, block))
     return torch.cat(outputs, 2)
 
 

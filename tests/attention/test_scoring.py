@@ -165,8 +165,8 @@ def test_dropout_scales_what_it_keeps() -> None:
 
 @pytest.mark.parametrize(
     ("name", "encoding", "options"),
-    # the fused kernel keeps alibi's masks; dynamic_ntk would take long at this length
-    [case for case in CASES if case[0] not in ("alibi", "dynamic_ntk")],
+    # dynamic_ntk would take long at this length
+    [case for case in CASES if case[0] != "dynamic_ntk"],
 )
 def test_only_the_arguments_are_kept(name: str, encoding: type[PositionEncoding], options: dict[str, Any]) -> None:
     """Nothing of size time x time waits for the backward pass."""
@@ -178,10 +178,12 @@ def test_only_the_arguments_are_kept(name: str, encoding: type[PositionEncoding]
         sizes.append(tensor.numel())
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        attention(made, tensors, consecutive(time))
-    assert sizes
-    assert max(sizes) <= max(tensors[0].numel(), 2 * time * SHAPE.d_model)
+    documents = torch.arange(time).expand(2, time) // 100
+    for context in (consecutive(time), Context(consecutive(time).positions, documents=documents)):
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            attention(made, tensors, context)
+        assert sizes
+        assert max(sizes) <= max(tensors[0].numel(), 2 * time * SHAPE.d_model)
 
 
 @every_case
