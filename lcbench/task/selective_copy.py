@@ -79,8 +79,7 @@ class SelectiveCopy(Task):
         string[:, places] = SEPARATOR
         string[:, places + 1 :] = content
         tokens = torch.from_numpy(string).long()
-        scored = torch.zeros(n, places + self.content, dtype=torch.bool)
-        scored[:, places:] = True
+        scored = (torch.arange(places + self.content) >= places).expand(n, -1)
         return Batch(tokens[:, :-1], tokens[:, 1:], scored, scored)
 
     def solve(self, tokens: Tensor) -> Tensor:

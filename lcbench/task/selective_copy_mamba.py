@@ -90,8 +90,7 @@ class SelectiveCopyMamba(Task):
             string[:, : self.content] = data
         targets = np.zeros(string.shape, np.int64)
         targets[:, places:] = data
-        scored = torch.zeros(string.shape, dtype=torch.bool)
-        scored[:, places:] = True
+        scored = (torch.arange(string.shape[1]) >= places).expand(n, -1)
         return Batch(torch.from_numpy(string).long(), torch.from_numpy(targets), scored, scored)
 
     def solve(self, tokens: Tensor) -> Tensor:
