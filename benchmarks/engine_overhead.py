@@ -82,7 +82,8 @@ def main() -> None:
             engine_seconds, light = engine_loop(build(compose(overrides)))
             ratios.append(engine_seconds / bare)
             lights.append(light / bare)
-            print(f"round {number + 1}: bare {bare:.2f} s, engine {engine_seconds:.2f} s, ratio {ratios[-1]:.3f}", flush=True)
+            row = f"bare {bare:.2f} s, engine {engine_seconds:.2f} s, ratio {ratios[-1]:.3f}"
+            print(f"round {number + 1}: {row}", flush=True)
     print(f"median ratio {statistics.median(ratios):.3f} (light evaluations add {statistics.median(lights):.3f})")
 
 

@@ -9,7 +9,7 @@ from typing import Self
 from rich.console import Console
 
 
-class Interrupted(BaseException):  # noqa: N818 a request, not an error
+class Interrupted(BaseException):
     """The user asked the run to stop. Not a KeyboardInterrupt, which Lightning turns into an exit of its own."""
 
 

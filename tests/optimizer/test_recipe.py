@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import pytest
 import torch
@@ -21,7 +22,8 @@ def test_warm_up_then_shape():
         "cosine": lambda t: 0.1 + 0.9 * (1 + math.cos(math.pi * (t - warmup) / (steps - warmup))) / 2,
     }.items():
         recipe = AdamW(lr=2.0, schedule=schedule, warmup_steps=warmup, final_lr_ratio=0.1)
-        assert [recipe.rate(t, steps) for t in range(warmup)] == pytest.approx([2 * (t + 1) / 10 for t in range(warmup)])
+        rising = [recipe.rate(t, steps) for t in range(warmup)]
+        assert rising == pytest.approx([2 * (t + 1) / 10 for t in range(warmup)])
         assert recipe.rate(55, steps) == pytest.approx(2 * expected(55))
         assert recipe.rate(steps, steps) == pytest.approx(2.0 if schedule == "constant" else 0.2)
 
@@ -40,7 +42,7 @@ class Encoding(PositionEncoding):
 
 
 class Gate(nn.Module):
-    own_group = {"beta": {"lr": 0.01}}
+    own_group: ClassVar = {"beta": {"lr": 0.01}}
 
     def __init__(self):
         super().__init__()

@@ -25,7 +25,8 @@ def test_wilson_published_values():
 def test_wilson_covers_about_95_percent():
     rng = np.random.default_rng(0)
     for share in (0.02, 0.3):
-        hits = [low <= share <= high for low, high in (wilson(int(rng.binomial(200, share)), 200) for _ in range(2000))]
+        intervals = [wilson(int(events), 200) for events in rng.binomial(200, share, 2000)]
+        hits = [low <= share <= high for low, high in intervals]
         assert 0.92 < np.mean(hits) < 0.98
 
 
