@@ -127,9 +127,10 @@ class Curves(pl.Callback):
         with self.folder.metrics.open("a", newline="") as file:
             csv.DictWriter(file, self.columns, restval="").writerow(row)
         self.progress.step(step, row["loss"], self.error, row["tokens_per_second"])
-        self.pass_on({f"train/{k}": v for k, v in row.items() if k not in ("step", "evaluation_error")}, step)
+        metrics = {f"train/{k}": v for k, v in row.items() if k not in ("step", "evaluation_error")}
         if "evaluation_error" in row:
-            self.pass_on({"evaluation/error": row["evaluation_error"]}, step)
+            metrics["evaluation/error"] = row["evaluation_error"]
+        self.pass_on(metrics, step)
 
 
 class Checkpoints(pl.Callback):

@@ -63,6 +63,7 @@ class _Run:
         self.stop = StopRequest(console)
         self.device = torch.device(experiment.trainer.device)
         self.result: dict[str, Any] = {}
+        self.logger_works = True
 
     def execute(self) -> dict[str, Any]:
         began = time.perf_counter()
@@ -121,7 +122,8 @@ class _Run:
             self._say(self.experiment.logger.finish(self.result, exit_code))
         except Exception:
             # the record is written already, and a watcher's failure must not turn a finished run into a failed one
-            self.log.error("the logger failed to close\n%s", traceback.format_exc())
+            self._say("the logger could not be closed; run.log says why")
+            self.log.error("%s", traceback.format_exc())
         for handler in list(self.log.handlers):
             handler.close()
             self.log.removeHandler(handler)
@@ -176,7 +178,14 @@ class _Run:
         )
 
     def _log_metrics(self, metrics: dict[str, float], step: int) -> None:
-        self.experiment.logger.log(metrics, step)
+        if self.logger_works:
+            try:
+                self.experiment.logger.log(metrics, step)
+            except Exception as error:
+                # a watcher's failure must not cost the run; its own files hold all that the logger would have had
+                self.logger_works = False
+                self._say(f"the logger failed and is left out from here on: {type(error).__name__}: {error}")
+                self.log.error("%s", traceback.format_exc())
         self.log.info("step %d  %s", step, "  ".join(f"{k} {v:.6g}" for k, v in metrics.items()))
 
     def _score(self, model: Model) -> dict[str, Any]:

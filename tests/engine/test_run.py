@@ -169,6 +169,26 @@ def test_bf16_trains(run_here):
     assert result["status"] == "completed"
 
 
+def test_deterministic_mode_trains_every_kind_of_layer(run_here):
+    for extra in (["position=cope"], ["position=t5", "model.dropout=0.1"], ["model=lstm", "model.n_layers=1"]):
+        base = [word for word in TINY if not (extra[0].startswith("model=") and word.startswith("model.n_h"))]
+        result, _, _ = run_here("trainer.deterministic=true", *extra, base=base)
+        assert result["status"] == "completed", result["error"]
+
+
+def test_the_lstm_learns_flip_flop(run_here):
+    words = ["model=lstm", "model.d_model=32", "trainer.max_steps=250", "optimizer.lr=0.01", "trainer.batch_size=32"]
+    base = [word for word in TINY if not word.startswith("model.n_h")]
+    result, _, _ = run_here(*words, base=base)
+    assert result["scores/in_distribution/error"] < 0.1
+
+
+def test_a_decoder_learns_flip_flop(run_here):
+    words = ["model.n_layers=2", "model.d_model=32", "trainer.max_steps=600", "trainer.batch_size=32"]
+    result, _, _ = run_here(*words, "optimizer.lr=3e-3", "evaluation.sets=[in_distribution]")
+    assert result["scores/in_distribution/error"] < 0.1
+
+
 def test_the_best_checkpoint_is_the_one_with_the_lowest_light_error(run_here):
     _, folder, _ = run_here("trainer.evaluate_every=1", "trainer.max_steps=12", "optimizer.lr=0.01")
     rows = list(csv.DictReader((folder / "metrics.csv").open()))
