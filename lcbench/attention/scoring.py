@@ -28,7 +28,7 @@ from lcbench.attention.cache import KeyValues
 from lcbench.position.base import Alignment, PositionEncoding
 
 #: pairs of query and key that one block of the explicit path holds at a time: its tensors then fit a CPU's cache
-_PAIRS = 2**18
+_PAIRS = 2**19
 #: queries in a block at least (matrix products need rows), and in a block of the fused path
 _LEAST_ROWS, _FUSED_ROWS = 32, 256
 
@@ -59,7 +59,7 @@ def attend(
     """
     if causal and q.shape[2] > keys.length:
         raise ValueError(f"{q.shape[2]} queries are aligned with the end of only {keys.length} keys")
-    if q.shape[2] == 0:
+    if q.numel() == 0:
         return q
     pairs = _Pairs.of(context, keys, causal, window)
     rotated_q, rotated_k = position.rotate(q, keys.k, context.positions, keys.positions)
@@ -325,7 +325,7 @@ class _ExplicitAttention(torch.autograd.Function):
                 scores = run.scores(q[rows], k[columns], block, visible)
                 block_features = None if features is None else features[columns]
                 for bias in run.biases(scores, plain_q[rows], plain_k[columns], block_features, alignment, visible):
-                    scores = scores + bias
+                    scores += bias
                 weights = torch.softmax(run.hide(scores, block, visible), -1)
                 if run.dropout:
                     weights *= run.kept(weights, block)
@@ -390,7 +390,7 @@ class _ExplicitAttention(torch.autograd.Function):
                     d_biases = [d_scores.sum_to_size(bias.shape).to(bias.dtype) for bias in moving]
                     found = torch.autograd.grad(moving, [*read, *learned], d_biases, allow_unused=True)
                     if found[0] is not None:
-                        d_scores = d_scores + found[0]
+                        d_scores += found[0]
                     for (total, place), gradient in zip(places, found[1:], strict=False):
                         if gradient is not None:
                             total[place] += gradient

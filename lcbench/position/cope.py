@@ -19,6 +19,7 @@ between j and i are visible too.
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -96,10 +97,8 @@ class Cope(PositionEncoding):
 
     def count(self, q: Tensor, compared: Tensor) -> Tensor:
         """b, scaled, where gates are sigmoids of ``compared``; both ``[batch, heads, q_time, k_time]``."""
-        # no more can be counted than there are keys, so the rest of the table is out of reach
-        table = self.table[: compared.shape[-1] + 1].to(q.dtype) * self._bias_scale
-        z = torch.matmul(q, table.T).to(compared.dtype)  # [batch, heads, q_time, at most p_max]
-        return _Counted.apply(compared if self._gate_scale == 1 else compared * self._gate_scale, z)
+        t = compared if self._gate_scale == 1 else compared * self._gate_scale
+        return _Counted.apply(t, q * self._bias_scale, self.table)
 
 
 def gate_product(q: Tensor, k: Tensor, dtype: torch.dtype, visible: Tensor) -> Tensor:
@@ -109,39 +108,57 @@ def gate_product(q: Tensor, k: Tensor, dtype: torch.dtype, visible: Tensor) -> T
 
 
 class _Counted(torch.autograd.Function):
-    """``(t, z) -> b``: gates ``sigmoid(t)`` ``[..., q_time, k_time]``, counted from the right, read off
-    ``z`` ``[..., q_time, P]`` by interpolation.
+    """``(t, q, table) -> b``: gates ``sigmoid(t)`` ``[..., q_time, k_time]``, counted from the right, read off
+    ``z = q table^T`` by interpolation; ``q`` ``[..., q_time, head_dim]``, ``table`` ``[P, head_dim]``.
 
-    Written by hand to make few passes over memory. In the backward pass position p_j passes its gradient to the gates
-    of all keys from j on, hence the running sum.
+    Written by hand to make few passes over memory. Only rows of the table that a count reaches are compared with the
+    queries. In the backward pass position p_j passes its gradient to the gates of all keys from j on, hence the
+    running sum.
     """
 
     @staticmethod
-    def forward(ctx: Any, t: Tensor, z: Tensor) -> Tensor:
+    def forward(ctx: Any, t: Tensor, q: Tensor, table: Tensor) -> Tensor:
         gates = t.sigmoid()
         counted = gates.cumsum(-1)
         position = torch.empty_like(gates)  # sum over keys j, j+1, ...: never negative, since ``counted`` never falls
         position[..., :1] = counted[..., -1:]
         torch.sub(counted[..., -1:], counted[..., :-1], out=position[..., 1:])
-        position.clamp_(max=z.shape[-1] - 1)
-        # a position that is not a number, of a run that diverges, must not become an index out of bounds
-        below = position.long().clamp_(0, z.shape[-1] - 1)
+        last = len(table) - 1
+        if last < t.shape[-1]:
+            position.clamp_(max=last)
+        highest, whole = min(last, t.shape[-1]), position
+        if t.device.type == "cpu":
+            found = float(position[..., 0].max())  # the first key has the largest count of its row
+            if math.isnan(found):  # let the loss be NaN, and say so, instead of failing at an index
+                whole = position.nan_to_num()
+            else:
+                highest = int(found)
+        else:
+            whole = position.nan_to_num()
+        floor = whole.long()
         w = position.frac_()
-        slopes = torch.diff(z, dim=-1, append=z[..., -1:])  # 0 at P - 1, where positions are clamped
-        slope = slopes.gather(-1, below)
-        ctx.save_for_backward(gates, below, w, slope)
-        ctx.reach = z.shape[-1]
-        return torch.addcmul(z.gather(-1, below), w, slope)
+
+        rows = table[: highest + 2].to(q.dtype)
+        if highest == last:  # the last row has itself as the next
+            rows = torch.cat([rows, rows[-1:]])
+        z = torch.matmul(q, rows.T).to(t.dtype)
+        below, above = z[..., :-1].gather(-1, floor), z[..., 1:].gather(-1, floor)
+        ctx.save_for_backward(gates, floor, w, below, above, q, table)
+        ctx.rows = rows
+        return torch.lerp(below, above, w)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_bias: Tensor) -> tuple[Tensor, Tensor]:
-        gates, below, w, slope = ctx.saved_tensors
-        d_z = d_bias.new_zeros(*d_bias.shape[:-1], ctx.reach)
-        d_slopes = torch.zeros_like(d_z)
-        d_z.scatter_add_(-1, below, d_bias)
-        d_slopes.scatter_add_(-1, below, d_bias * w)
-        d_z -= d_slopes
-        d_z[..., 1:] += d_slopes[..., :-1]
-        d_gates = (d_bias * slope).cumsum(-1)
-        return torch.ops.aten.sigmoid_backward(d_gates, gates), d_z
+    def backward(ctx: Any, d_bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        gates, floor, w, below, above, q, table = ctx.saved_tensors
+        d_above = d_bias * w
+        d_z = d_bias.new_zeros(*d_bias.shape[:-1], len(ctx.rows))
+        d_z[..., 1:].scatter_add_(-1, floor, d_above)
+        d_z[..., :-1].scatter_add_(-1, floor, d_bias - d_above)
+        d_gates = ((above - below) * d_bias).cumsum(-1)
+
+        d_z = d_z.to(q.dtype)
+        d_table = torch.zeros_like(table)
+        d_rows = torch.matmul(d_z.flatten(0, -2).T, q.flatten(0, -2))[: len(table)]
+        d_table[: len(d_rows)] = d_rows
+        return torch.ops.aten.sigmoid_backward(d_gates, gates), torch.matmul(d_z, ctx.rows), d_table

@@ -22,7 +22,12 @@ HIDDEN = torch.finfo(torch.float64).min
 def positions(gates: Tensor, p_max: int) -> Tensor:
     """p_ij of ``gates`` ``[q_time, k_time]``: read off a table whose row p is the number p."""
     t = torch.logit(gates.double()).clamp(min=HIDDEN)
-    return _Counted.apply(t, torch.arange(p_max).double().expand(*gates.shape[:-1], p_max))
+    return counted_bias(t, torch.arange(p_max).double())
+
+
+def counted_bias(t: Tensor, z: Tensor) -> Tensor:
+    """b of gates ``sigmoid(t)`` ``[q_time, k_time]`` where every query has the logits ``z`` ``[P]``."""
+    return _Counted.apply(t, t.new_ones(len(t), 1), z[:, None])
 
 
 def test_p_max_is_one_more_than_the_context_unless_given() -> None:
@@ -64,7 +69,7 @@ def test_many_counted_keys_stay_precise_in_float32() -> None:
     gates = torch.rand(1, 4096, dtype=torch.float64)
     exact = gates.flip(-1).cumsum(-1).flip(-1)
     t = torch.logit(gates).float()
-    counted = _Counted.apply(t, torch.arange(4097.0)[None])
+    counted = counted_bias(t, torch.arange(4097.0))
     assert distance(counted, exact) < 2e-3
     assert float(counted.min()) >= 0
 
@@ -101,24 +106,34 @@ def test_rows_beyond_reach_do_not_matter() -> None:
 
 
 def test_the_bias_is_continuous_and_piecewise_linear() -> None:
-    z = torch.randn(1, 5, dtype=torch.float64)
+    z = torch.randn(5, dtype=torch.float64)
     p = torch.linspace(0.001, 3.999, 1000, dtype=torch.float64)
 
     def bias(position: Tensor) -> Tensor:
         # whole gates, then the fraction that is left
         gates = torch.stack([(position - k).clamp(0, 1) for k in range(4)], -1).clamp(1e-15, 1 - 1e-15)
-        return _Counted.apply(torch.logit(gates), z.expand(len(position), 5))[:, 0]
+        return counted_bias(torch.logit(gates), z)[:, 0]
 
-    expected = torch.lerp(z[0, p.long()], z[0, p.long() + 1], p.frac())
+    expected = torch.lerp(z[p.long()], z[p.long() + 1], p.frac())
     assert distance(bias(p), expected) < 1e-9
 
 
 def test_a_clamped_position_has_no_gradient() -> None:
     t = torch.zeros(1, 20, dtype=torch.float64, requires_grad=True)
-    z = torch.randn(1, 3, dtype=torch.float64)
-    _Counted.apply(t + torch.linspace(0, 0.01, 20), z)[0, :10].sum().backward()
+    z = torch.randn(3, dtype=torch.float64)
+    counted_bias(t + torch.linspace(0, 0.01, 20), z)[0, :10].sum().backward()
     assert t.grad is not None
     assert not bool(t.grad.any())
+
+
+def test_what_is_not_a_number_stays_visible() -> None:
+    (q, *rest), context = draw(TIME), consecutive(TIME)
+    q = q.detach().clone()
+    q[0, :, 4] = torch.nan
+    q.requires_grad_()
+    output = attention(build(Cope, {"context": TIME}), (q, *rest), context)
+    assert torch.equal(output.isnan().any(-1), q.isnan().any(-1))
+    output.sum().backward()
 
 
 def test_gates_of_hidden_keys_stay_shut() -> None:
