@@ -12,7 +12,7 @@ q', k' are the rotated queries and keys, the bias is what the encoding adds. Two
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
@@ -29,6 +30,8 @@ from lcbench.position.base import Alignment, PositionEncoding
 
 #: pairs of query and key that one block of the explicit path holds at a time: its tensors then fit a CPU's cache
 _PAIRS = 2**19
+#: pairs whose blocks are kept for the backward pass, about 24 bytes each: a constant, so memory stays linear in length
+_KEPT_PAIRS = 2**20
 #: queries in a block at least (matrix products need rows), and in a block of the fused path
 _LEAST_ROWS, _FUSED_ROWS = 32, 256
 
@@ -228,6 +231,23 @@ def _fused(
 
 
 @dataclass(frozen=True)
+class _Weighed:
+    """The attention weights of a block, and how they came about.
+
+    Args:
+        read: what the biases were made of, by name; leaves of the graph, if there is one.
+        biases: what was added to the scores; each broadcasts to the shape of ``weights``.
+        weights: before dropout, ``[batch, heads, rows, columns]``.
+        visible: ``[1 or batch, 1, rows, columns]``.
+    """
+
+    read: dict[str, Tensor]
+    biases: list[Tensor]
+    weights: Tensor
+    visible: Tensor
+
+
+@dataclass(frozen=True)
 class _Run:
     """One call of the explicit path: what it needs beside tensors that have gradients."""
 
@@ -238,11 +258,14 @@ class _Run:
     dropout: float
     seed: int
 
+    @property
+    def pair_width(self) -> int:
+        return self.position.pair_width if self.reads_content else 1
+
     def blocks(self, q: Tensor, k: Tensor) -> Iterator[_Block]:
         """Blocks of at most ``_PAIRS`` numbers a tensor: fewer queries first, then fewer batch rows."""
-        width = self.position.pair_width if self.reads_content else 1
-        per_query = q.shape[1] * k.shape[2] * width
-        least = max(1, min(_LEAST_ROWS // width, q.shape[2]))
+        per_query = q.shape[1] * k.shape[2] * self.pair_width
+        least = max(1, min(_LEAST_ROWS // self.pair_width, q.shape[2]))
         rows = min(q.shape[2], max(least, _PAIRS // (q.shape[0] * per_query)))
         return self.pairs.blocks(max(1, min(q.shape[0], _PAIRS // (rows * per_query))), rows)
 
@@ -256,16 +279,37 @@ class _Run:
         scores[..., block.free :].masked_fill_(~visible[..., block.free :], torch.finfo(scores.dtype).min)
         return scores
 
-    def biases(
-        self, scores: Tensor, q: Tensor, k: Tensor, features: Tensor | None, alignment: Alignment, visible: Tensor
-    ) -> list[Tensor]:
-        """What is added to the scores; each broadcasts to ``[batch, heads, rows, columns]``."""
-        found = []
-        if self.reads_content:
-            found.append(self.position.content_bias(q, k, scores, features, alignment, visible))
-        if self.has_bias and (bias := self.position.position_bias(alignment)) is not None:
-            found.append(bias)
-        return found
+    def weigh(self, inputs: Sequence[Tensor | None], block: _Block, differentiable: bool) -> _Weighed:
+        """The weights of a block; ``inputs`` as those of ``_ExplicitAttention``, down to the distance vectors."""
+        q, k, _, plain_q, plain_k, features, vectors = inputs
+        assert q is not None
+        assert k is not None
+        rows, columns = block.of_queries, block.of_keys
+        visible, alignment = self.pairs.visible(block), self.pairs.alignment(block)
+        scores = self.scores(q[rows], k[columns], block, visible)
+        read = {
+            "scores": scores,
+            "q": (q if plain_q is None else plain_q)[rows],
+            "k": (k if plain_k is None else plain_k)[columns],
+        }
+        if features is not None:
+            read["features"] = features[columns]
+        if vectors is not None:
+            read["vectors"] = vectors[:, self.pairs.distances(block)]
+        if differentiable:
+            read = {name: tensor.detach().requires_grad_() for name, tensor in read.items()}
+        if vectors is not None:
+            alignment = replace(alignment, vectors=read["vectors"])
+        biases = []
+        with torch.set_grad_enabled(differentiable):
+            if self.reads_content:
+                content = (read["q"], read["k"], read["scores"], read.get("features"), alignment, visible)
+                biases.append(self.position.content_bias(*content))
+            if self.has_bias and (bias := self.position.position_bias(alignment)) is not None:
+                biases.append(bias)
+        for bias in biases:
+            scores = scores + bias.detach()
+        return _Weighed(read, biases, torch.softmax(self.hide(scores, block, visible), -1), visible)
 
     def kept(self, weights: Tensor, block: _Block) -> Tensor:
         """Dropout's factors, ``[batch, heads, rows, columns]``: the same again in the backward pass."""
@@ -303,8 +347,8 @@ def _explicit(run: _Run, q: Tensor, keys: KeyValues, rotated_q: Tensor, rotated_
 class _ExplicitAttention(torch.autograd.Function):
     """``run, q, k, v, unrotated q, unrotated k, features, distance vectors, *parameters -> output``.
 
-    Unrotated queries and keys are None where rotation changes nothing. Only the arguments are kept for the backward
-    pass. There, with ``P = softmax(S)`` of a block,
+    Unrotated queries and keys are None where rotation changes nothing. For the backward pass the arguments are kept,
+    and the first blocks up to ``_KEPT_PAIRS``; all others are made again. With ``P = softmax(S)`` of a block,
 
         dV = P^T dO,  dP = dO V^T,  dS = P * (dP - rowsum(P * dP)),  dQ = c dS K,  dK = c dS^T Q
 
@@ -313,24 +357,25 @@ class _ExplicitAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, run: _Run, *tensors: Any) -> Tensor:
-        ctx.run = run
+        ctx.run, ctx.weighed = run, {}
         ctx.save_for_backward(*tensors)
-        q, k, v, plain_q, plain_k, features, vectors, *_ = tensors
-        plain_q, plain_k = (q, k) if plain_q is None else (plain_q, plain_k)
+        q, k, v = tensors[:3]
+        room = _KEPT_PAIRS if any(ctx.needs_input_grad) else 0
         out = torch.empty_like(q)
-        with _without_autocast(q.device):
-            for block in run.blocks(q, k):
+        # hooks on saved tensors (of checkpointing, of offloading) are for the arguments
+        with _without_autocast(q.device), saved_tensors_hooks(_as_it_is, _as_it_is):
+            for index, block in enumerate(run.blocks(q, k)):
                 rows, columns = block.of_queries, block.of_keys
-                visible, alignment = run.pairs.visible(block), run.pairs.alignment(block, vectors)
-                scores = run.scores(q[rows], k[columns], block, visible)
-                block_features = None if features is None else features[columns]
-                for bias in run.biases(scores, plain_q[rows], plain_k[columns], block_features, alignment, visible):
-                    scores += bias
-                weights = torch.softmax(run.hide(scores, block, visible), -1)
+                pairs = q[rows].shape[:3].numel() * k[columns].shape[2] * run.pair_width
+                weighed = run.weigh(tensors[:7], block, differentiable=pairs <= room)
+                if pairs <= room:
+                    ctx.weighed[index] = weighed
+                    room -= pairs
+                weights = weighed.weights
                 if run.dropout:
-                    weights *= run.kept(weights, block)
+                    weights = weights * run.kept(weights, block)
                 o = torch.matmul(weights.to(v.dtype), v[columns])
-                out[rows] = o.masked_fill_(~visible.any(-1, keepdim=True), 0) if run.pairs.ragged else o
+                out[rows] = o.masked_fill_(~weighed.visible.any(-1, keepdim=True), 0) if run.pairs.ragged else o
         return out
 
     @staticmethod
@@ -338,45 +383,22 @@ class _ExplicitAttention(torch.autograd.Function):
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
         run: _Run = ctx.run
         inputs = ctx.saved_tensors[:7]
-        q, k, v, plain_q, plain_k, features, vectors = inputs
+        q, k, v, plain_q = inputs[:4]
         learned = [parameter for parameter in run.position.parameters() if parameter.requires_grad]
         d_learned: dict[Tensor, Tensor] = {}
         wide = torch.promote_types(q.dtype, torch.float32)
         sums: list[Any] = [None if x is None else torch.zeros_like(x, dtype=wide) for x in inputs]
         d_q, d_k, d_v, d_plain_q, d_plain_k, d_features, d_vectors = sums
         if plain_q is None:
-            plain_q, plain_k, d_plain_q, d_plain_k = q, k, d_q, d_k
+            d_plain_q, d_plain_k = d_q, d_k
 
         with _without_autocast(q.device):
-            for block in run.blocks(q, k):
+            for index, block in enumerate(run.blocks(q, k)):
                 rows, columns = block.of_queries, block.of_keys
-                visible = run.pairs.visible(block)
-                q_block, k_block, d_o = q[rows] * q.shape[-1] ** -0.5, k[columns], d_out[rows]
-                scores = run.scores(q[rows], k_block, block, visible)
-
-                # what the bias reads, and where the gradient for it is summed up
-                read = [scores, plain_q[rows], plain_k[columns]]
-                places: list[tuple[Tensor, Any]] = [(d_plain_q, rows), (d_plain_k, columns)]
-                if features is not None:
-                    read.append(features[columns])
-                    places.append((d_features, columns))
-                if vectors is not None:
-                    distances = (slice(None), run.pairs.distances(block))
-                    read.append(vectors[distances])
-                    places.append((d_vectors, distances))
-                read = [tensor.detach().requires_grad_() for tensor in read]
-                block_features = None if features is None else read[3]
-                alignment = run.pairs.alignment(block)
-                if vectors is not None:
-                    alignment = replace(alignment, vectors=read[-1])
-                with torch.enable_grad():
-                    biases = run.biases(read[0], read[1], read[2], block_features, alignment, visible)
-                for bias in biases:
-                    scores = scores + bias.detach()
-                weights = torch.softmax(run.hide(scores, block, visible), -1)
-
+                weighed = ctx.weighed.pop(index, None) or run.weigh(inputs, block, differentiable=True)
+                weights, d_o = weighed.weights, d_out[rows]
                 if run.pairs.ragged:
-                    d_o = d_o.masked_fill(~visible.any(-1, keepdim=True), 0)
+                    d_o = d_o.masked_fill(~weighed.visible.any(-1, keepdim=True), 0)
                 d_weights = torch.matmul(d_o, v[columns].transpose(-1, -2)).to(wide)
                 used = weights
                 if run.dropout:
@@ -385,21 +407,33 @@ class _ExplicitAttention(torch.autograd.Function):
                 d_v[columns] += torch.matmul(used.to(v.dtype).transpose(-1, -2), d_o)
                 d_scores = torch._softmax_backward_data(d_weights, weights, -1, wide)
 
-                moving = [bias for bias in biases if bias.requires_grad]
+                moving = [bias for bias in weighed.biases if bias.requires_grad]
                 if moving:
                     d_biases = [d_scores.sum_to_size(bias.shape).to(bias.dtype) for bias in moving]
-                    found = torch.autograd.grad(moving, [*read, *learned], d_biases, allow_unused=True)
-                    if found[0] is not None:
-                        d_scores += found[0]
-                    for (total, place), gradient in zip(places, found[1:], strict=False):
+                    wanted = [*weighed.read.values(), *learned]
+                    found = torch.autograd.grad(moving, wanted, d_biases, allow_unused=True)
+                    distances = (slice(None), run.pairs.distances(block))
+                    totals: dict[str, tuple[Tensor, Any]] = {
+                        "scores": (d_scores, ...),
+                        "q": (d_plain_q, rows),
+                        "k": (d_plain_k, columns),
+                        "features": (d_features, columns),
+                        "vectors": (d_vectors, distances),
+                    }
+                    for name, gradient in zip(weighed.read, found, strict=False):
+                        total, place = totals[name]
                         if gradient is not None:
                             total[place] += gradient
-                    for parameter, gradient in zip(learned, found[len(read) :], strict=True):
+                    for parameter, gradient in zip(learned, found[len(weighed.read) :], strict=True):
                         if gradient is not None:
                             d_learned[parameter] = d_learned.get(parameter, 0) + gradient
 
                 d_scores = d_scores.to(q.dtype)
-                d_q[rows] += torch.matmul(d_scores, k_block) * q.shape[-1] ** -0.5
-                d_k[columns] += torch.matmul(d_scores.transpose(-1, -2), q_block)
+                d_q[rows] += torch.matmul(d_scores, k[columns]) * q.shape[-1] ** -0.5
+                d_k[columns] += torch.matmul(d_scores.transpose(-1, -2), q[rows] * q.shape[-1] ** -0.5)
         d_inputs = (None if total is None else total.to(q.dtype) for total in sums[:6])
         return None, *d_inputs, d_vectors, *(d_learned.get(parameter) for parameter in run.position.parameters())
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor

@@ -127,7 +127,7 @@ class _Counted(torch.autograd.Function):
         if last < t.shape[-1]:
             position.clamp_(max=last)
         highest, whole = min(last, t.shape[-1]), position
-        if t.device.type == "cpu":
+        if t.untyped_storage().device.type == "cpu":  # not so for tensors without data, whose cost is being counted
             found = float(position[..., 0].max())  # the first key has the largest count of its row
             if math.isnan(found):  # let the loss be NaN, and say so, instead of failing at an index
                 whole = position.nan_to_num()
@@ -142,20 +142,21 @@ class _Counted(torch.autograd.Function):
         if highest == last:  # the last row has itself as the next
             rows = torch.cat([rows, rows[-1:]])
         z = torch.matmul(q, rows.T).to(t.dtype)
-        below, above = z[..., :-1].gather(-1, floor), z[..., 1:].gather(-1, floor)
-        ctx.save_for_backward(gates, floor, w, below, above, q, table)
+        below = z[..., :-1].gather(-1, floor)
+        slope = z[..., 1:].gather(-1, floor).sub_(below)
+        ctx.save_for_backward(gates, floor, w, slope, q, table)
         ctx.rows = rows
-        return torch.lerp(below, above, w)
+        return torch.addcmul(below, w, slope)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        gates, floor, w, below, above, q, table = ctx.saved_tensors
+        gates, floor, w, slope, q, table = ctx.saved_tensors
         d_above = d_bias * w
         d_z = d_bias.new_zeros(*d_bias.shape[:-1], len(ctx.rows))
         d_z[..., 1:].scatter_add_(-1, floor, d_above)
         d_z[..., :-1].scatter_add_(-1, floor, d_bias - d_above)
-        d_gates = ((above - below) * d_bias).cumsum(-1)
+        d_gates = (slope * d_bias).cumsum(-1)
 
         d_z = d_z.to(q.dtype)
         d_table = torch.zeros_like(table)

@@ -30,7 +30,8 @@ EXPLICIT = [case for case in CASES if case[0].startswith(("relative", "transform
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks of two queries of one batch row."""
+    """Blocks of two queries of one batch row; some are kept for the backward pass, some are made again."""
+    monkeypatch.setattr(scoring, "_KEPT_PAIRS", 50)
     monkeypatch.setattr(scoring, "_PAIRS", 1)
     monkeypatch.setattr(scoring, "_LEAST_ROWS", 2)
     monkeypatch.setattr(scoring, "_FUSED_ROWS", 2)
@@ -186,6 +187,18 @@ def test_only_the_arguments_are_kept(name: str, encoding: type[PositionEncoding]
         assert max(sizes) <= max(tensors[0].numel(), 2 * time * SHAPE.d_model)
 
 
+def test_a_constant_number_of_pairs_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "_PAIRS", 2**12)
+    monkeypatch.setattr(scoring, "_KEPT_PAIRS", 2**15)
+    made = build(Cope, {"context": 9})
+    for time in (16, 300, 600):
+        weighed = attention(made, draw(time), consecutive(time)).grad_fn.weighed  # type: ignore[union-attr]
+        kept = sum(block.weights.numel() for block in weighed.values())
+        assert kept == 2 * 2 * 16**2 if time == 16 else 2**14 < kept <= 2**15
+        with torch.no_grad():
+            assert attention(made, draw(time), consecutive(time)).grad_fn is None
+
+
 @every_case
 def test_cost_can_be_counted_without_data(
     name: str, encoding: type[PositionEncoding], options: dict[str, Any]
@@ -294,6 +307,13 @@ class TestAroundTheFunction:
             made.table.add_(1)
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             output.sum().backward()
+
+    def test_two_backward_passes_through_one_graph(self) -> None:
+        made, tensors = build(Cope, {"context": TIME}), draw(TIME)
+        output = attention(made, tensors, self.context).square().sum()
+        first, second = (torch.autograd.grad(output, tensors[:3], retain_graph=True) for _ in range(2))
+        for a, b in zip(first, second, strict=True):
+            assert torch.equal(a, b)
 
     def test_nothing_given_is_changed(self) -> None:
         made, tensors = build(Cope, {"context": TIME, "gates": "values"}), draw(TIME)
