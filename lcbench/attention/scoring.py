@@ -6,7 +6,7 @@ q', k' are the rotated queries and keys, the bias is what the encoding adds. Two
 
 - fused: ``scaled_dot_product_attention``, wherever the bias needs positions only and nothing has to be learned in it;
 - explicit: for a bias that reads queries, keys or scores, or is trained. Queries are taken in blocks, each block sees
-  its whole row of keys, and the backward pass recomputes the block instead of keeping it, so that nothing of size
+  its whole row of keys, and the backward pass recomputes all blocks but a constant few, so that nothing of size
   ``q_time x k_time`` stays alive (as in Rabe and Staats 2021, arXiv 2112.05682).
 """
 
