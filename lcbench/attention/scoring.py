@@ -71,7 +71,7 @@ def attend(
     learns_bias = has_bias and torch.is_grad_enabled() and any(p.requires_grad for p in position.parameters())
     if reads_content or learns_bias or (dropout > 0 and q.device.type == "cpu"):
         seed = int(torch.randint(2**62, (), device="cpu")) if dropout > 0 else 0
-        run = _Run(pairs, position, reads_content, has_bias, dropout, seed)
+        run = _Run(pairs, position, reads_content, has_bias, dropout, seed, torch.is_grad_enabled())
         return _explicit(run, q, keys, rotated_q, rotated_k)
     return _fused(pairs, position if has_bias else None, rotated_q, rotated_k, keys.v, dropout)
 
@@ -257,6 +257,7 @@ class _Run:
     has_bias: bool
     dropout: float
     seed: int
+    differentiable: bool
 
     @property
     def pair_width(self) -> int:
@@ -360,7 +361,7 @@ class _ExplicitAttention(torch.autograd.Function):
         ctx.run, ctx.weighed = run, {}
         ctx.save_for_backward(*tensors)
         q, k, v = tensors[:3]
-        room = _KEPT_PAIRS if any(ctx.needs_input_grad) else 0
+        room = _KEPT_PAIRS if run.differentiable and any(ctx.needs_input_grad) else 0
         out = torch.empty_like(q)
         # hooks on saved tensors (of checkpointing, of offloading) are for the arguments
         with _without_autocast(q.device), saved_tensors_hooks(_as_it_is, _as_it_is):

@@ -130,6 +130,7 @@ def test_a_bias_gives_the_same_by_both_paths(made: type[PositionEncoding], optio
         has_bias=True,
         dropout=0.0,
         seed=0,
+        differentiable=True,
     )
     explicit = scoring._explicit(run, tensors[0], KeyValues.of(*tensors[1:3], None, context), *tensors[:2])
     assert distance(fused, explicit) < 1e-12
@@ -282,6 +283,17 @@ class TestAroundTheFunction:
         plain = self.gradients(lambda: attention(made, tensors, self.context), made, tensors)
         for a, b in zip(plain, self.gradients(lambda: compiled(*tensors), made, tensors), strict=True):
             assert distance(a, b) < 1e-12
+
+    @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+    @every_case
+    def test_evaluation_equals_training(
+        self, name: str, encoding: type[PositionEncoding], options: dict[str, Any], mode: Callable[[], Any]
+    ) -> None:
+        made, tensors = build(encoding, options), draw(TIME)
+        expected = attention(made, tensors, self.context)
+        with mode():
+            inputs = [tensor.clone() for tensor in tensors]
+            assert distance(attention(made, inputs, self.context), expected) < 1e-12
 
     def test_frozen_parameters_and_inputs(self) -> None:
         made, tensors = build(Cope, {"context": TIME}), draw(TIME)
