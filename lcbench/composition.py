@@ -25,7 +25,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
-from lcbench.configs import choices_of, config_directory, groups_of
+from lcbench.configs import choices_of, config_directory, groups_of, is_computed
 from lcbench.errors import ConfigurationError
 from lcbench.schema import closest, injected, locate, options_of, validated
 
@@ -33,9 +33,6 @@ if TYPE_CHECKING:
     from lcbench.attention.base import Attention
     from lcbench.engine.experiment import Experiment
     from lcbench.model.base import Model
-
-#: what decides where and how a run is watched, not what it computes: no part of its identity
-NOT_COMPUTED = ("outputs", "rerun", "logger", "trainer.progress", "experiment", "tags")
 
 #: groups a config from elsewhere may name targets in
 TRUSTED = ("lcbench.", "torch.", "lightning.")
@@ -114,7 +111,7 @@ def compose(overrides: Sequence[str] = (), overlays: Sequence[Path] = ()) -> Com
     config = _checked(node, files)
     experiment = choices.get("experiment", "None")
     config["experiment"] = choices["task"] if experiment in ("None", "null") else experiment
-    differs = tuple(sorted((key, value) for key, value in given.items() if not _neutral(key)))
+    differs = tuple(sorted((key, value) for key, value in given.items() if is_computed(key)))
     return Composition(config=config, choices=choices, differs=differs)
 
 
@@ -350,14 +347,10 @@ def _without_target(node: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in node.items() if key != "_target_"}
 
 
-def _neutral(key: str) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in NOT_COMPUTED)
-
-
 def _computed(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     kept = {}
     for key, value in config.items():
         path = f"{prefix}{key}"
-        if not _neutral(path):
+        if is_computed(path):
             kept[key] = _computed(value, f"{path}.") if isinstance(value, dict) else value
     return kept

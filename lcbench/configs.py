@@ -5,6 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+#: what decides where and how a run is watched, not what it computes: no part of its identity
+NOT_COMPUTED = ("outputs", "rerun", "logger", "trainer.progress", "experiment", "tags")
+
+
+def is_computed(key: str) -> bool:
+    """Whether a dotted key decides what a run computes."""
+    return not any(key == name or key.startswith(f"{name}.") for name in NOT_COMPUTED)
+
 
 def config_directory() -> Path:
     """The packaged conf/ of an installed wheel, else that of the checkout."""
