@@ -7,6 +7,7 @@ The Python face; everything heavy is imported when first used:
     lcbench.build_attention(name, d_model=, n_heads=, position="none", **options)
     lcbench.load(run)                     a trained network and its task
     lcbench.results.read(paths)           the records of runs
+    lcbench.results.compare(paths)        a table of runs, as plain data
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ __all__ = ["build_attention", "build_model", "compose", "load"]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "results":
+        return importlib.import_module("lcbench.results")
     if name not in _FACE:
         raise AttributeError(f"module 'lcbench' has no attribute {name!r}")
     return getattr(importlib.import_module(_FACE[name]), name)

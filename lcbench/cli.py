@@ -15,9 +15,17 @@ lcbench: which mechanism remembers what it has read, and at what cost
   lcbench list [GROUP]           what there is, a line each
   lcbench show [key=value ...]   the resolved config with parameters, tokens, operations and memory; trains nothing
   lcbench show RUN               the scores of a run's folder
+  lcbench compare PATHS          a table of runs, one row per configuration: mean and 95 % interval over seeds, cost
   lcbench resume RUN             continue a run that was stopped
   lcbench verify [key=value ...] the conformance suite on this composition: a certificate
   lcbench doctor                 what this machine has and lacks
+
+options of compare
+  --metric SET/METRIC    what is compared, such as sparse/error, sparse or sequence_error; several with commas
+  --against KEY=VALUE    the difference from a baseline, such as position=rope, paired by seed
+  --by KEY[,KEY]         rows by these keys alone; --sort COLUMN, or =-COLUMN for the reverse
+  --solved 0.01          the error up to which a seed has solved a set
+  --csv FILE, --json FILE
 
 options
   --config-dir DIR   a folder of your own config files, searched beside lcbench's
@@ -30,6 +38,7 @@ examples
   lcbench position=relative model.n_layers=4 trainer.max_steps=2000
   lcbench experiment=cope/flip_flop logger=none
   lcbench show experiment=cope/flip_flop_paper
+  lcbench compare outputs/flip_flop --against position=rope
 """
 
 
@@ -76,7 +85,7 @@ def _dispatch(words: list[str]) -> int:
     if words and "=" not in words[0] and not words[0].startswith(("+", "~", "-")):
         verb = _verb(words.pop(0))
     for word in words:
-        if word.startswith("-"):
+        if word.startswith("-") and verb is not _compare:
             raise ConfigurationError(f"{word}: no such option; {_closest(word, OPTIONS)}")
     return verb(words, overlays, trust)
 
@@ -174,6 +183,12 @@ def _show(words: list[str], overlays: list[Path], trust: bool) -> int:
     return 0
 
 
+def _compare(words: list[str], overlays: list[Path], trust: bool) -> int:
+    from lcbench.results.command import compare_command
+
+    return compare_command(words)
+
+
 def _verify(words: list[str], overlays: list[Path], trust: bool) -> int:
     from rich.console import Console
 
@@ -217,6 +232,7 @@ def _list(words: list[str], overlays: list[Path], trust: bool) -> int:
 VERBS: dict[str, Callable[[list[str], list[Path], bool], int]] = {
     "list": _list,
     "show": _show,
+    "compare": _compare,
     "resume": _resume,
     "verify": _verify,
     "doctor": _doctor,

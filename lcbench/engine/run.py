@@ -27,6 +27,7 @@ from lcbench.errors import ConfigurationError
 from lcbench.logger.base import RunFacts
 from lcbench.model.base import Model
 from lcbench.results.record import RunFolder, write_text
+from lcbench.results.runs import dotted
 from lcbench.results.table import show_run
 from lcbench.task.base import TRAIN
 
@@ -110,6 +111,8 @@ class _Run:
             "task/headline": task.headline,
             **{f"chance/{metric}": value for metric, value in task.chance.items()},
             **facts_of_machine(experiment.trainer.device),
+            # thousands of records are compared by their configs, and config.yaml takes ten times as long to read
+            **{f"config/{key}": value for key, value in dotted(experiment.config).items()},
         }
         folder.write_result(self.result)
         facts = RunFacts(

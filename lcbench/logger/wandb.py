@@ -108,7 +108,9 @@ class WandB(RunLogger):
             if rows:
                 columns: list[str | int] = ["evaluation_set", "metric", "value", "low", "high", "n"]
                 self.run.log({"scores": wandb.Table(columns=columns, data=rows)})
-            self.run.summary.update({k: v for k, v in result.items() if v is not None})
+            # W&B has the config as such
+            summary = {k: v for k, v in result.items() if v is not None and not k.startswith("config/")}
+            self.run.summary.update(summary)
         finally:
             self.run.finish(exit_code=exit_code)
             self.run = None

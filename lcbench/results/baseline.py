@@ -1,0 +1,118 @@
+"""The paired comparison: each row minus a baseline, seed by seed.
+
+Two configurations that share a seed share what the seed decides (the order of the data, and the initialisation as far
+as their shapes agree), so the differences seed by seed spread less than the scores do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from statistics import fmean
+
+from lcbench.errors import ConfigurationError
+from lcbench.results.comparison import Difference, Row, Summary, Table
+from lcbench.results.keys import closest_of, is_value, key_of, label_of, shown, value_of
+from lcbench.results.metrics import more_is_better
+from lcbench.results.statistics import student, without_spread
+
+
+def compared(tables: Sequence[Table], against: Mapping[str, str]) -> list[Table]:
+    """The tables with every row's difference from its baseline.
+
+    Raises:
+        ConfigurationError: if no row fits ``against``, or too many do.
+    """
+    fitting = {id(table): [row for row in table.rows if _fits(row, against)] for table in tables}
+    if not any(fitting.values()):
+        raise ConfigurationError(_not_found([row for table in tables for row in table.rows], against))
+    return [_compared(table, fitting[id(table)], against) for table in tables]
+
+
+def _fits(row: Row, against: Mapping[str, str]) -> bool:
+    return all(is_value(value, text) for key, text in against.items() for value in [_value(row, key)])
+
+
+def _value(row: Row, label: str) -> object:
+    """The value that all runs of the row have; an empty list where they differ."""
+    key = key_of(label, {key for run in row.runs for key in run.config}) or label
+    values = {value_of(run.config, key) for run in row.runs}
+    return values.pop() if len(values) == 1 else []
+
+
+def _not_found(rows: Sequence[Row], against: Mapping[str, str]) -> str:
+    asked = _typed(against)
+    for label, text in against.items():
+        values = {shown(_value(row, label)) for row in rows} - {"", "[]"}
+        if text not in values and not any(_fits(row, {label: text}) for row in rows):
+            return f"--against {asked}: no row has {label}={text}; {closest_of(text, values)}"
+    return f"--against {asked}: no row has all of these; take away one of {', '.join(against)}."
+
+
+def _typed(against: Mapping[str, str]) -> str:
+    return ",".join(f"{key}={value}" for key, value in against.items())
+
+
+def _compared(table: Table, candidates: Sequence[Row], against: Mapping[str, str]) -> Table:
+    if not candidates:
+        return replace(table, notes=(*table.notes, f"no row here fits the baseline {_typed(against)}"))
+    # a group's options belong to its choice: position=rope,p_max absent is the baseline of position=cope,p_max=32
+    groups = {label for label in against if "." not in label}
+    other = [c for c in table.columns if c not in against and c.split(".")[0] not in groups]
+    rows, without, strangers = [], 0, 0
+    for row in table.rows:
+        if row in candidates:
+            rows.append(replace(row, baseline=True))
+            continue
+        same = candidates if len(candidates) == 1 else [c for c in candidates if _agree(c, row, other)]
+        if len(same) > 1:
+            raise ConfigurationError(_ambiguous(same, table, against))
+        if not same:
+            without += 1
+            rows.append(row)
+            continue
+        found = {m: _difference(row.scores[m], same[0].scores[m], m) for m in row.scores if m in same[0].scores}
+        differences = {metric: difference for metric, difference in found.items() if difference}
+        strangers += bool(found) and not differences
+        rows.append(replace(row, differences=differences))
+    notes = list(table.notes)
+    if without:
+        notes.append(f"{without} rows have no baseline: none that fits {_typed(against)} has the same {_names(other)}")
+    if strangers:
+        notes.append(f"{strangers} rows have no seed in common with their baseline")
+    return replace(table, rows=tuple(rows), notes=tuple(notes))
+
+
+def _agree(a: Row, b: Row, columns: Sequence[str]) -> bool:
+    return all(a.keys.get(column) == b.keys.get(column) for column in columns)
+
+
+def _names(columns: Sequence[str]) -> str:
+    return " and ".join(columns) or "columns"
+
+
+def _ambiguous(rows: Sequence[Row], table: Table, against: Mapping[str, str]) -> str:
+    differ = [column for column in table.columns if len({row.keys.get(column) for row in rows}) > 1]
+    example = next(column for column in differ if column in rows[0].keys)
+    return (
+        f"--against {_typed(against)}: {len(rows)} rows fit, which differ in {', '.join(map(label_of, differ))}; name "
+        f"one, such as {_typed(against)},{example}={shown(rows[0].keys[example])}."
+    )
+
+
+def _difference(ours: Summary, baseline: Summary, metric: str) -> Difference | None:
+    """None without a common seed."""
+    common = [unit for unit in ours.values if unit in baseline.values]
+    if not common:
+        return None
+    differences = [ours.values[unit] - baseline.values[unit] for unit in common]
+    if without_spread(differences):
+        (our_low, our_high), (its_low, its_high) = ours.own_interval(common), baseline.own_interval(common)
+        low, high = our_low - its_high, our_high - its_low
+    else:
+        low, high = student(differences)
+    verdict = ""
+    # what one seed says of the two, another may not
+    if len(common) > 1 and (low > 0 or high < 0):
+        verdict = "better" if (low > 0) == more_is_better(metric) else "worse"
+    return Difference(fmean(differences), low, high, len(common), verdict)

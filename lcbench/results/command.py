@@ -1,0 +1,104 @@
+"""``lcbench compare PATHS``: its words, what it prints, what it writes."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from lcbench.errors import ConfigurationError
+from lcbench.results.compare import compare
+from lcbench.results.export import as_csv, as_json
+from lcbench.results.keys import closest_of
+from lcbench.results.record import write_text
+from lcbench.results.render import render
+
+OPTIONS = ("--metric", "--by", "--sort", "--against", "--solved", "--csv", "--json")
+
+
+def compare_command(words: list[str]) -> int:
+    """Compare the runs at or below the paths in ``words``; returns the exit code."""
+    paths, options = _parsed(words)
+    if not paths:
+        raise ConfigurationError("compare takes folders of runs: lcbench compare outputs.")
+    files = {name: _writable(name, options[name]) for name in ("--csv", "--json") if name in options}
+    comparison = compare(
+        paths,
+        metrics=_list(options.get("--metric", "")),
+        by=_list(options.get("--by", "")),
+        sort=options.get("--sort"),
+        solved=_share(options.get("--solved", "0.01")),
+        against=_selectors(options["--against"]) if "--against" in options else None,
+    )
+    for name, file in files.items():
+        write_text(file, {"--csv": as_csv, "--json": as_json}[name](comparison))
+    # a pipe's reader wants every column, and a line a row
+    render(comparison, Console(highlight=False, width=None if sys.stdout.isatty() else 100_000))
+    for file in files.values():
+        # said beside the table, so that a piped table holds nothing else
+        print(f"written: {file}", file=sys.stderr)
+    return 0
+
+
+def _parsed(words: list[str]) -> tuple[list[str], dict[str, str]]:
+    paths: list[str] = []
+    options: dict[str, str] = {}
+    pending = list(words)
+    while pending:
+        word = pending.pop(0)
+        if not word.startswith("--"):
+            paths.append(word)
+            continue
+        name, equals, value = word.partition("=")
+        if name not in OPTIONS:
+            raise ConfigurationError(f"{name}: compare has no such option; {closest_of(name, OPTIONS)}")
+        if not equals:
+            value = pending.pop(0) if pending else ""
+        if not value or value.startswith("--"):
+            raise ConfigurationError(f"{name} needs a value, such as {name} {_EXAMPLES[name]}.")
+        if name in options:
+            raise ConfigurationError(f"{name} stands there twice: {options[name]} and {value}; take one.")
+        options[name] = value
+    return paths, options
+
+
+_EXAMPLES = {
+    "--metric": "sparse/error",
+    "--by": "position",
+    "--sort": "sparse/error",
+    "--against": "position=rope",
+    "--solved": "0.01",
+    "--csv": "table.csv",
+    "--json": "table.json",
+}
+
+
+def _list(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _share(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigurationError(f"--solved {text}: must be an error between 0 and 1, such as 0.01.") from None
+
+
+def _selectors(text: str) -> dict[str, str]:
+    # a comma inside a list is not followed by a key
+    selectors = dict(part.partition("=")[::2] for part in re.split(r",(?=[\w.]+=)", text))
+    for key, value in selectors.items():
+        if not key or not value:
+            raise ConfigurationError(f"--against {text}: a baseline is key=value, such as position=rope.")
+    return selectors
+
+
+def _writable(name: str, text: str) -> Path:
+    file = Path(text)
+    if not file.parent.is_dir():
+        raise ConfigurationError(f"{name} {text}: there is no folder {file.parent}; make it first.")
+    if file.is_dir():
+        raise ConfigurationError(f"{name} {text}: is a folder; name a file, such as {file / _EXAMPLES[name]}.")
+    return file
