@@ -25,7 +25,7 @@ options of compare
   --against KEY=VALUE    the difference from a baseline, such as position=rope, paired by seed
   --by KEY[,KEY]         rows by these keys alone; --sort COLUMN, or =-COLUMN for the reverse
   --solved 0.01          the error up to which a seed has solved a set
-  --csv FILE, --json FILE
+  --csv FILE, --json FILE    everything, for other programs; - is the standard output, and then no table
 
 options
   --config-dir DIR   a folder of your own config files, searched beside lcbench's

@@ -14,6 +14,7 @@ from lcbench.errors import ConfigurationError
 from lcbench.results.comparison import Difference, Row, Summary, Table
 from lcbench.results.keys import closest_of, is_value, key_of, label_of, shown, value_of
 from lcbench.results.metrics import more_is_better
+from lcbench.results.notes import count
 from lcbench.results.statistics import student, without_spread
 
 
@@ -59,9 +60,11 @@ def _compared(table: Table, candidates: Sequence[Row], against: Mapping[str, str
     # a group's options belong to its choice: position=rope,p_max absent is the baseline of position=cope,p_max=32
     groups = {label for label in against if "." not in label}
     other = [c for c in table.columns if c not in against and c.split(".")[0] not in groups]
-    rows, without, strangers = [], 0, 0
+    rows: list[Row] = []
+    without = strangers = bare = 0
+    baselines = {id(candidate) for candidate in candidates}
     for row in table.rows:
-        if row in candidates:
+        if id(row) in baselines:
             rows.append(replace(row, baseline=True))
             continue
         same = candidates if len(candidates) == 1 else [c for c in candidates if _agree(c, row, other)]
@@ -74,21 +77,20 @@ def _compared(table: Table, candidates: Sequence[Row], against: Mapping[str, str
         found = {m: _difference(row.scores[m], same[0].scores[m], m) for m in row.scores if m in same[0].scores}
         differences = {metric: difference for metric, difference in found.items() if difference}
         strangers += bool(found) and not differences
+        bare += bool(row.scores) and not found
         rows.append(replace(row, differences=differences))
     notes = list(table.notes)
     if without:
-        notes.append(f"{without} rows have no baseline: none that fits {_typed(against)} has the same {_names(other)}")
+        notes.append(f"without a baseline that has the same {' and '.join(other)}: {count(without, 'row')}")
     if strangers:
-        notes.append(f"{strangers} rows have no seed in common with their baseline")
+        notes.append(f"without a seed in common with the baseline: {count(strangers, 'row')}")
+    if bare:
+        notes.append(f"with a baseline that has no such score: {count(bare, 'row')}")
     return replace(table, rows=tuple(rows), notes=tuple(notes))
 
 
 def _agree(a: Row, b: Row, columns: Sequence[str]) -> bool:
     return all(a.keys.get(column) == b.keys.get(column) for column in columns)
-
-
-def _names(columns: Sequence[str]) -> str:
-    return " and ".join(columns) or "columns"
 
 
 def _ambiguous(rows: Sequence[Row], table: Table, against: Mapping[str, str]) -> str:

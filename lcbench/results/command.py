@@ -17,13 +17,20 @@ from lcbench.results.render import render
 
 OPTIONS = ("--metric", "--by", "--sort", "--against", "--solved", "--csv", "--json")
 
+FORMATS = {"--csv": as_csv, "--json": as_json}
+
 
 def compare_command(words: list[str]) -> int:
     """Compare the runs at or below the paths in ``words``; returns the exit code."""
     paths, options = _parsed(words)
     if not paths:
         raise ConfigurationError("compare takes folders of runs: lcbench compare outputs.")
-    files = {name: _writable(name, options[name]) for name in ("--csv", "--json") if name in options}
+    alone = [name for name in FORMATS if options.get(name) == "-"]
+    if len(alone) > 1:
+        raise ConfigurationError(
+            "--csv - and --json -: only one can go to the standard output; name a file for the other."
+        )
+    files = {name: _writable(name, options[name]) for name in FORMATS if name in options and name not in alone}
     comparison = compare(
         paths,
         metrics=_list(options.get("--metric", "")),
@@ -33,7 +40,10 @@ def compare_command(words: list[str]) -> int:
         against=_selectors(options["--against"]) if "--against" in options else None,
     )
     for name, file in files.items():
-        write_text(file, {"--csv": as_csv, "--json": as_json}[name](comparison))
+        write_text(file, FORMATS[name](comparison))
+    if alone:
+        print(FORMATS[alone[0]](comparison), end="")
+        return 0
     # a pipe's reader wants every column, and a line a row
     render(comparison, Console(highlight=False, width=None if sys.stdout.isatty() else 100_000))
     for file in files.values():
@@ -99,6 +109,9 @@ def _writable(name: str, text: str) -> Path:
     file = Path(text)
     if not file.parent.is_dir():
         raise ConfigurationError(f"{name} {text}: there is no folder {file.parent}; make it first.")
+    if file.is_symlink() or (file.exists() and not file.is_file() and not file.is_dir()):
+        # replaced as a whole, /dev/stdout would be lost to all other processes
+        raise ConfigurationError(f"{name} {text}: is no ordinary file; {name} - writes to the standard output.")
     if file.is_dir():
         raise ConfigurationError(f"{name} {text}: is a folder; name a file, such as {file / _EXAMPLES[name]}.")
     return file

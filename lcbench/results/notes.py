@@ -10,6 +10,11 @@ from lcbench.results.metrics import kinds_of
 from lcbench.results.runs import Run
 
 
+def count(number: int, noun: str) -> str:
+    """``1 row``, ``2 rows``."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 def notes_on(
     runs: Sequence[Run], metrics: Sequence[str], mixed: Sequence[str], rows: Sequence[Row]
 ) -> tuple[str, ...]:
@@ -26,7 +31,7 @@ def notes_on(
     for metric in metrics:
         without = sum(run.record.get(f"scores/{metric}") is None for run in completed)
         if without:
-            notes.append(f"{without} of {len(completed)} completed runs have no {metric}")
+            notes.append(f"without {metric}: {without} of {len(completed)} completed runs")
     headline = runs[0].record["task/headline"]
     kinds = kinds_of(runs)
     sets = dict.fromkeys(s for kind in kinds for s in kind if s.partition("/")[2] == headline)
@@ -35,13 +40,13 @@ def notes_on(
         notes.append(f"scored in some runs only, so left out (--metric shows it): {', '.join(partly)}")
     repeated = sum(row.n < sum(run.completed for run in row.runs) for row in rows)
     if repeated:
-        notes.append(f"{repeated} rows hold several runs of one seed: such runs count once, by their mean")
+        notes.append(f"several runs of one seed, in {count(repeated, 'row')}, count once, by their mean")
     if any(row.n == 1 for row in rows):
         notes.append("one seed: the interval says only how much was scored; another seed may turn the order")
     devices = ("machine/processor", "machine/accelerator", "machine/threads")
     machines = {tuple(run.record.get(key) for key in devices) for run in completed}
     if len(machines) > 1:
-        notes.append(f"time and memory come from {len(machines)} kinds of machine or numbers of threads")
+        notes.append(f"time and memory come from {len(machines)} kinds of machine, counting threads")
     versions = {(run.record.get("versions/lcbench"), run.record.get("git/commit")) for run in completed}
     if len(versions) > 1:
         notes.append(f"the runs come from {len(versions)} versions of lcbench's code")

@@ -12,6 +12,7 @@ from lcbench.results.comparison import BEST, COSTS, Comparison, Row, Table
 from lcbench.results.keys import ABSENT, shown
 from lcbench.results.layout import Column, fit, laid_out
 from lcbench.results.metrics import is_share
+from lcbench.results.notes import count
 from lcbench.results.table import human_bytes
 
 COST_CELLS: dict[str, tuple[str, Callable[[float], str]]] = {
@@ -44,15 +45,13 @@ def render(comparison: Comparison, console: Console) -> None:
 
 def _over(rows: Sequence[Row]) -> str:
     counts = {_common(row) for row in rows}
-    number = f"{counts.pop()} " if len(counts) == 1 else ""
-    return f"over {number}common seed{'s' * (number != '1 ')}"
+    return f"over {count(counts.pop(), 'common seed')}" if len(counts) == 1 else "over common seeds"
 
 
 def _title(table: Table) -> str:
     name = table.experiment if table.experiment == table.task else f"{table.experiment} (task {table.task})"
     runs = sum(len(row.runs) for row in table.rows)
-    rows = "1 row" if len(table.rows) == 1 else f"{len(table.rows)} rows"
-    return f"{name}: {runs} run{'s' * (runs != 1)}, {rows}"
+    return f"{name}: {count(runs, 'run')}, {count(len(table.rows), 'row' if table.mixed else 'configuration')}"
 
 
 def _legend(comparison: Comparison) -> list[str]:

@@ -82,7 +82,7 @@ def test_runs_of_one_seed_count_once(tmp_path):
     table = only_table(tmp_path)
     (row,) = table.rows
     assert (row.n, len(row.runs), row.scores[SCORE].mean) == (2, 3, pytest.approx(0.4))
-    assert any("several runs of one seed" in note for note in table.notes)
+    assert "several runs of one seed, in 1 row, count once, by their mean" in table.notes
 
 
 def test_what_is_not_completed_is_counted_and_never_averaged(tmp_path):
@@ -152,7 +152,7 @@ def test_metrics_by_default_are_the_headline_on_shared_sets(tmp_path):
     assert asked.metrics == ("sparse/error", "sparse/sequence_error")
     assert set(rows_of(asked)["cope"].scores) == {"sparse/error", "sparse/sequence_error"}
     assert rows_of(asked)["rope"].scores == {}
-    assert "1 of 2 completed runs have no sparse/error" in asked.notes
+    assert "without sparse/error: 1 of 2 completed runs" in asked.notes
 
 
 def test_a_metric_alone_means_it_on_every_shared_set(tmp_path):
@@ -257,7 +257,7 @@ def test_no_common_seed_is_said(tmp_path):
     write_run(tmp_path / "cope", {SCORE: 0.9}, seed=1)
     table = only_table(tmp_path, against={"position": "rope"})
     assert rows_of(table)["cope"].differences == {}
-    assert "1 rows have no seed in common with their baseline" in table.notes
+    assert "without a seed in common with the baseline: 1 row" in table.notes
 
 
 def test_one_common_seed_has_an_interval_and_no_verdict(tmp_path):
@@ -266,6 +266,14 @@ def test_one_common_seed_has_an_interval_and_no_verdict(tmp_path):
     found = rows_of(only_table(tmp_path, against={"position": "rope"}))["cope"].differences[SCORE]
     assert (found.low, found.mean, found.high) == pytest.approx((0.7, 0.8, 0.9))
     assert found.verdict == ""
+
+
+def test_a_baseline_that_failed_is_said(tmp_path):
+    write_run(tmp_path / "rope", {}, status="failed", position=ROPE)
+    write_run(tmp_path / "cope", {SCORE: 0.1})
+    table = only_table(tmp_path, against={"position": "rope"})
+    assert rows_of(table)["rope"].baseline
+    assert "with a baseline that has no such score: 1 row" in table.notes
 
 
 def test_each_row_of_a_grid_has_the_baseline_of_its_own_column(tmp_path):
@@ -286,7 +294,7 @@ def test_a_row_without_its_baseline_is_said(tmp_path):
         write_run(tmp_path / f"rope{d_model}", {SCORE: 0.1}, model=model, position=ROPE)
     write_run(tmp_path / "cope", {SCORE: 0.1}, model={**model, "d_model": 128})
     table = only_table(tmp_path, against={"position": "rope"})
-    assert any("1 rows have no baseline" in note and "model.d_model" in note for note in table.notes)
+    assert "without a baseline that has the same model.d_model: 1 row" in table.notes
 
 
 def test_an_ambiguous_baseline_asks_for_the_missing_key(tmp_path):

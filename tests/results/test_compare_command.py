@@ -29,7 +29,7 @@ def test_real_runs_are_compared(run_here, tmp_path, capsys):
     capsys.readouterr()
     assert main(["compare", str(tmp_path), "--against", "position=rope"]) == 0
     shown = capsys.readouterr().out.splitlines()
-    assert shown[0] == "flip_flop: 4 runs, 2 rows"
+    assert shown[0] == "flip_flop: 4 runs, 2 configurations"
     assert shown[1].split()[:3] == ["position", "seeds", "in_distribution/error"]
     assert [line.split()[:2] for line in shown[2:4]] == [["cope", "2"], ["rope", "2"]]
     assert "minus position=rope, over 2 common seeds" in shown
@@ -66,6 +66,20 @@ def test_the_python_face_needs_one_import(outputs):
     assert done.stdout.strip() == "3", done.stderr
 
 
+def test_csv_and_json_can_stand_alone_on_the_standard_output(outputs, capsys):
+    assert main(["compare", str(outputs), "--json", "-"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["tables"][0]["rows"]) == 2
+    assert main(["compare", str(outputs), "--csv=-"]) == 0
+    assert [row["position"] for row in csv.DictReader(capsys.readouterr().out.splitlines())] == ["cope", "rope"]
+
+
+def test_devices_are_not_replaced(outputs, tmp_path, capsys):
+    (tmp_path / "link").symlink_to("/dev/null")
+    for name in (str(tmp_path / "link"), "/dev/null"):
+        assert main(["compare", str(outputs), "--csv", name]) == 2
+        assert "no ordinary file" in capsys.readouterr().err
+
+
 MISTAKES = [
     ("", "compare", "lcbench compare outputs"),
     ("outputs --metric sparse/eror", "--metric sparse/eror", "closest is sparse/error"),
@@ -80,6 +94,7 @@ MISTAKES = [
     ("outputs --solved 5", "5", "between 0 and 1"),
     ("outputs --solved some", "some", "between 0 and 1"),
     ("outputs --csv nowhere/a.csv", "--csv nowhere/a.csv", "no folder nowhere"),
+    ("outputs --json - --csv -", "--csv -", "only one"),
     ("outputs --json outputs", "--json outputs", "name a file"),
     ("outputs nowhere", "nowhere", "no run"),
 ]
