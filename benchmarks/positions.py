@@ -6,7 +6,8 @@ are published, with all tensors of size time x time: CoPE as in its definition, 
     python benchmarks/positions.py                      # everything, a few minutes on two cores
     python benchmarks/positions.py --lengths 1024 --only cope relative
 
-Times are medians; a point's peak memory is the growth of the resident set in a process of its own.
+Times are medians. A share of a baseline's time is the median ratio of runs that alternate with the baseline's, so that
+the machine's moods hit both. A point's peak memory is the growth of the resident set in a process of its own.
 """
 
 from __future__ import annotations
@@ -131,6 +132,20 @@ def seconds(run: Callable[[], None], repeats: int) -> float:
     return statistics.median(times)
 
 
+def share(run: Callable[[], None], rival: Callable[[], None], repeats: int) -> float:
+    """Median ratio of the times of ``run`` and ``rival``, in turns, one warm-up of each before."""
+    run()
+    rival()
+    ratios = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        middle = time.perf_counter()
+        rival()
+        ratios.append((middle - start) / (time.perf_counter() - middle))
+    return statistics.median(ratios)
+
+
 def extra_peak(name: str, length: int) -> int:
     """Bytes by which one step raises the peak of this process; to be called in a fresh one."""
     step(name, 32, 1, 4, 64)()  # libraries make their own buffers on first use
@@ -162,13 +177,15 @@ def table(length: int, names: list[str], threads: int) -> None:
         if name == "dynamic_ntk" and length > 2048:
             continue
         repeats = max(3, min(15, round(4e7 / length**2)))
-        measured[name] = seconds(step(name, length, 1, 4, 64), repeats), extra_peak_apart(name, length, threads)
+        run = step(name, length, 1, 4, 64)
+        measured[name] = seconds(run, repeats), extra_peak_apart(name, length, threads)
         rivals = ["explicit softmax"]
         if name.startswith("cope"):
             rivals.append("published cope, P 64" if "P 64" in name else "published cope")
         row = f"{name:22}{measured[name][0] * 1e3:9.1f}{measured[name][1] / 2**20:8.0f}"
         for rival in rivals:
-            time_, memory = (own / other for own, other in zip(measured[name], measured[rival], strict=True))
+            time_ = share(run, step(rival, length, 1, 4, 64), repeats)
+            memory = measured[name][1] / measured[rival][1]
             row += f"{time_:10.0%} time{memory:5.0%} mem"
         print(row, flush=True)
 

@@ -12,6 +12,7 @@ HELP = """\
 lcbench: which mechanism remembers what it has read, and at what cost
 
   lcbench [key=value ...]        train and score one run; without arguments, a one-minute demonstration
+  lcbench -m [key=a,b ...]       a sweep: every combination, as many at a time as fit the cores
   lcbench list [GROUP]           what there is, a line each
   lcbench show [key=value ...]   the resolved config with parameters, tokens, operations and memory; trains nothing
   lcbench show RUN               the scores of a run's folder
@@ -79,6 +80,8 @@ def _dispatch(words: list[str]) -> int:
         print("\n".join(complete(words[1:])))
         return 0
     overlays, words = _take_overlays(words)
+    if words and words[0] in ("-m", "--multirun"):
+        return _sweep(words[1:], overlays)
     trust = "--trust" in words
     words = [word for word in words if word != "--trust"]
     verb: Callable[[list[str], list[Path], bool], int] = _run
@@ -150,6 +153,14 @@ def _suggestions(words: list[str]) -> list[str]:
     }
     width = max(map(len, commands))
     return [f"{command:<{width}}  # {why}" for command, why in commands.items()]
+
+
+def _sweep(words: list[str], overlays: list[Path]) -> int:
+    from rich.console import Console
+
+    from lcbench.sweep import sweep
+
+    return sweep(words, overlays, Console(highlight=False))
 
 
 def _resume(words: list[str], overlays: list[Path], trust: bool) -> int:

@@ -98,14 +98,16 @@ def compose(overrides: Sequence[str] = (), overlays: Sequence[Path] = ()) -> Com
     Raises:
         ConfigurationError: for any mistake in the overrides, in one sentence.
     """
-    directories = [config_directory(), *overlays]
     parsed = _parse(overrides)
-    arguments = [_checked_override(override, directories) for override in parsed]
-    if overlays:
-        arguments.append(f"hydra.searchpath=[{','.join(f'file://{path.resolve()}' for path in overlays)}]")
-    node, choices = _hydra(arguments)
+    for override in parsed:
+        if override.is_sweep_override():
+            raise ConfigurationError(
+                f"{override.input_line!r} lists several values; one run takes one (-m makes a sweep of them, "
+                "key=[a,b] is one list)."
+            )
+    node, choices = _hydra(_arguments(parsed, overlays))
     given = {o.key_or_group: str(o.get_value_string()) for o in parsed}
-    files = _Files(directories, choices, given)
+    files = _Files([config_directory(), *overlays], choices, given)
     _drop_unused(node, choices, given, files)
     _fill_defaults(node, files)
     config = _checked(node, files)
@@ -113,6 +115,15 @@ def compose(overrides: Sequence[str] = (), overlays: Sequence[Path] = ()) -> Com
     config["experiment"] = choices["task"] if experiment in ("None", "null") else experiment
     differs = tuple(sorted((key, value) for key, value in given.items() if is_computed(key)))
     return Composition(config=config, choices=choices, differs=differs)
+
+
+def sweep_arguments(overrides: Sequence[str], overlays: Sequence[Path]) -> list[str]:
+    """The overrides of a sweep as Hydra wants them, each checked by itself.
+
+    Raises:
+        ConfigurationError: for an override that no job could be made of.
+    """
+    return _arguments(_parse(overrides), overlays)
 
 
 def from_config(config: dict[str, Any], trust: bool = False) -> Composition:
@@ -225,9 +236,15 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
             raise ConfigurationError(
                 f"{text!r} is not an override; write key=value, and quote values with commas: 'key=\"a, b\"'."
             ) from None
-        if parsed[-1].is_sweep_override():
-            raise ConfigurationError(f"{text!r} lists several values; one run takes one (quote a list: key=[a,b]).")
     return parsed
+
+
+def _arguments(parsed: Sequence[Override], overlays: Sequence[Path]) -> list[str]:
+    directories = [config_directory(), *overlays]
+    arguments = [_checked_override(override, directories) for override in parsed]
+    if overlays:
+        arguments.append(f"hydra.searchpath=[{','.join(f'file://{path.resolve()}' for path in overlays)}]")
+    return arguments
 
 
 def _checked_override(override: Override, directories: Sequence[Path]) -> str:
@@ -237,10 +254,12 @@ def _checked_override(override: Override, directories: Sequence[Path]) -> str:
     if key.startswith("hydra") or override.is_delete():
         return text
     if key in groups:
-        value = str(override.get_value_string()).strip("'\"")
         known = list(choices_of(key, directories))
-        if value != "null" and value not in known:
-            raise ConfigurationError(f"{key}={value}: no such choice; {closest(value, known)} `lcbench list {key}`.")
+        values = override.sweep_string_iterator() if override.is_sweep_override() else [override.get_value_string()]
+        for value in (str(value).strip("'\"") for value in values):
+            if value != "null" and value not in known:
+                hint = f"{closest(value, known)} `lcbench list {key}`."
+                raise ConfigurationError(f"{key}={value}: no such choice; {hint}")
         return text.lstrip("+")
     root = key.split(".")[0]
     known = sorted({*groups, *_root_keys()})

@@ -1,0 +1,275 @@
+"""Sweeps: Hydra expands the values and chooses the launcher, every job is a process of its own.
+
+A job that fails costs that job only. What is finished is not computed again, what was interrupted continues, what
+failed is tried again with ``retry=true``. ``hydra/launcher=local`` (the default) runs as many jobs at a time as fit
+the cores of this machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from lcbench.composition import build, compose, sweep_arguments
+from lcbench.configs import config_directory
+from lcbench.engine.run import folder_of
+from lcbench.errors import ConfigurationError
+from lcbench.results.record import RunFolder, scores_of, write_text
+
+#: seconds between two looks at the running jobs
+LOOK_EVERY = 0.25
+
+
+@dataclass
+class Job:
+    """One run of a sweep.
+
+    Args:
+        overrides: what the user asked for, this job's values filled in.
+        label: the values that differ between jobs.
+        folder: the run's folder.
+        steps: its training steps.
+        status: waiting, running, or the status of its record.
+        process: while it runs.
+        error: why it failed.
+    """
+
+    overrides: list[str]
+    label: str
+    folder: RunFolder
+    steps: int = 0
+    status: str = "waiting"
+    process: subprocess.Popen[bytes] | None = None
+    error: str | None = None
+    seconds: float = field(default_factory=time.monotonic)
+
+    def progress(self) -> tuple[int, str]:
+        """Steps done and the last light evaluation's error, from metrics.csv."""
+        try:
+            rows = self.folder.metrics.read_text().splitlines()[1:]
+        except OSError:
+            return 0, ""
+        cells = [row.split(",") for row in rows]
+        errors = [row[6] for row in cells if len(row) == 7 and row[6]]
+        step = int(cells[-1][0]) if cells and cells[-1][0].isdigit() else 0
+        return step, f"{100 * float(errors[-1]):.2f} %" if errors else ""
+
+
+def prepare(jobs: Sequence[Sequence[str]], overlays: Sequence[Path], retry: bool) -> list[Job]:
+    """The jobs with their folders; one that cannot be composed is recorded as failed."""
+    varying = _varying(jobs)
+    return [_prepared(list(overrides), varying, overlays, retry) for overrides in jobs]
+
+
+def _varying(jobs: Sequence[Sequence[str]]) -> set[str]:
+    """Keys that do not have the same value in all jobs."""
+    seen: dict[str, set[str]] = {}
+    for overrides in jobs:
+        for override in overrides:
+            key, _, value = override.lstrip("+").partition("=")
+            seen.setdefault(key, set()).add(value)
+    return {key for key, values in seen.items() if len(values) > 1}
+
+
+def _prepared(overrides: list[str], varying: set[str], overlays: Sequence[Path], retry: bool) -> Job:
+    plain = [override.lstrip("+") for override in overrides]
+    label = " ".join(word for word in plain if word.partition("=")[0] in varying) or "the only job"
+    try:
+        experiment = build(compose(plain, overlays))
+    except ConfigurationError as error:
+        digest = hashlib.sha256(" ".join(sorted(plain)).encode()).hexdigest()[:8]
+        outputs = next((word.partition("=")[2] for word in plain if word.startswith("outputs=")), None)
+        parent = Path(outputs or os.environ.get("LCBENCH_OUTPUTS", "outputs"))
+        folder = RunFolder(parent / "refused" / f"{_slug(label)}-{digest}")
+        folder.path.mkdir(parents=True, exist_ok=True)
+        folder.write_result({"status": "failed", "error": str(error), "experiment": "refused"})
+        write_text(folder.log, f"refused: {' '.join(plain)}\n{error}\n")
+        return Job(plain, label, folder, status="failed", error=str(error))
+    folder = folder_of(experiment)
+    job = Job(plain, label, folder, steps=experiment.trainer.max_steps)
+    if folder.result.exists() and not experiment.rerun:
+        record = folder.read_result()
+        if record["status"] == "completed" or (record["status"] == "failed" and not retry):
+            job.status, job.error = record["status"], record.get("error")
+    return job
+
+
+def _slug(label: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in ".-_" else "-" for letter in label)[:80]
+
+
+def launch(jobs: list[Job], console: Console) -> None:
+    """Run the waiting jobs, as many at a time as there are cores; ends when all have ended.
+
+    Ctrl-C reaches the jobs as it reaches this process: each stops between two steps, and those that wait do not start.
+    """
+    cores = os.cpu_count() or 1
+    waiting = [job for job in jobs if job.status == "waiting"]
+    at_a_time = max(1, min(cores, len(waiting)))
+    threads = max(1, cores // at_a_time)
+    stopping = 0
+
+    def interrupted(number: int, frame: object) -> None:
+        nonlocal stopping
+        stopping += 1
+        waiting.clear()
+
+    before = signal.signal(signal.SIGINT, interrupted)
+    try:
+        with Live(_table(jobs), console=console, refresh_per_second=4, transient=True) as live:
+            while waiting or any(job.status == "running" for job in jobs):
+                while waiting and sum(job.status == "running" for job in jobs) < at_a_time:
+                    _start(waiting.pop(0), threads)
+                time.sleep(LOOK_EVERY)
+                for job in jobs:
+                    if job.status == "running":
+                        _look(job)
+                live.update(_table(jobs))
+    finally:
+        signal.signal(signal.SIGINT, before)
+        for job in jobs:
+            if job.process is not None and job.process.poll() is None:
+                job.process.kill()
+    if stopping:
+        raise KeyboardInterrupt
+
+
+def _start(job: Job, threads: int) -> None:
+    words = [sys.executable, "-m", "lcbench", *job.overrides, "trainer.progress=false"]
+    variables = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    job.folder.path.mkdir(parents=True, exist_ok=True)
+    with (job.folder.path / "console.log").open("wb") as screen:
+        job.process = subprocess.Popen(
+            words, stdout=screen, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env={**os.environ, **variables}
+        )
+    job.status, job.seconds = "running", time.monotonic()
+
+
+def _look(job: Job) -> None:
+    assert job.process is not None
+    code = job.process.poll()
+    if code is None:
+        return
+    try:
+        record: dict[str, Any] = job.folder.read_result()
+    except ConfigurationError:
+        record = {}
+    if record.get("status") not in ("completed", "failed", "interrupted"):
+        # the process could not write its own end: killed, or out of memory
+        if code in (130, -signal.SIGINT):
+            job.status, job.error = "interrupted", "interrupted before it began; the same command continues"
+            return
+        cause = f"killed by signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"ended with code {code}"
+        last = (job.folder.path / "console.log").read_text(errors="replace").strip().splitlines()
+        record |= {"status": "failed", "error": f"{cause}{': ' + last[-1] if last and code > 0 else ''}"}
+        job.folder.write_result(record)
+    job.status, job.error = record["status"], record.get("error")
+
+
+def _table(jobs: Sequence[Job]) -> Table:
+    """The jobs that say something: all but the waiting ones, which are counted."""
+    waiting = sum(job.status == "waiting" for job in jobs)
+    done = sum(job.status == "completed" for job in jobs)
+    table = Table(box=None, pad_edge=False, header_style="bold", caption_justify="left", caption_style="dim")
+    table.caption = f"{done} of {len(jobs)} done, {waiting} waiting"
+    for title in ("job", "status", "step", "error"):
+        table.add_column(title, no_wrap=title != "job", justify="right" if title in ("step", "error") else "left")
+    for job in jobs:
+        if job.status == "running":
+            step, error = job.progress()
+            table.add_row(job.label, "running", f"{step:,}/{job.steps:,}", error)
+        elif job.status not in ("waiting", "completed"):
+            table.add_row(job.label, job.status, "", "")
+    return table
+
+
+def launch_batch(job_overrides: Sequence[Sequence[str]], config: DictConfig, retry: bool) -> list[JobReturn]:
+    """What Hydra's local launcher does: run one batch; every job returns its headline error, for a search."""
+    overlays = [Path(path.removeprefix("file://")) for path in config.hydra.searchpath or []]
+    jobs = prepare(job_overrides, overlays, retry)
+    launch(jobs, Console(highlight=False))
+    return [
+        JobReturn(overrides=list(overrides), status=JobStatus.COMPLETED, _return_value=headline(job))
+        for job, overrides in zip(jobs, job_overrides, strict=True)
+    ]
+
+
+def headline(job: Job) -> float:
+    """A run's headline metric on its first evaluation set, which a search minimises; not a number if it did not
+    complete, because an exception would hide the other jobs' results from Hydra."""
+    if job.status != "completed":
+        return math.nan
+    record = job.folder.read_result()
+    return next(score.value for score in scores_of(record) if score.metric == record["task/headline"])
+
+
+def sweep(words: Sequence[str], overlays: Sequence[Path], console: Console) -> int:
+    """Expand, launch, and end with the failures and the comparison; returns the exit code.
+
+    Raises:
+        ConfigurationError: for overrides that no job could be made of.
+    """
+    retry = "retry=true" in words
+    arguments = sweep_arguments([word for word in words if not word.startswith("retry=")], overlays)
+    if not any(word.startswith("hydra/launcher=") for word in words):
+        arguments.append("hydra/launcher=local")
+    if "hydra/launcher=local" in arguments:
+        arguments.append(f"hydra.launcher.retry={str(retry).lower()}")
+    with console.status("expanding"):
+        path = create_config_search_path(str(config_directory()))
+        hydra = Hydra.create_main_hydra2(task_name="lcbench", config_search_path=path)
+    try:
+        with tempfile.TemporaryDirectory(prefix="lcbench-sweep-") as folder:
+            arguments.append(f"hydra.sweep.dir={folder}")
+            batches = hydra.multirun(
+                config_name="config", task_function=run_job, overrides=arguments, with_log_configuration=False
+            )
+    except HydraException as error:
+        raise ConfigurationError(" ".join(str(error).split())) from None
+    finally:
+        GlobalHydra.instance().clear()
+    overrides = [list(returned.overrides or []) for batch in batches or [] for returned in batch]
+    return _ending(prepare(overrides, overlays, retry=False), console)
+
+
+def run_job(config: DictConfig) -> float:
+    """One job on whatever machine a launcher chose: the command in a process of its own; its headline error."""
+    overrides = [str(word) for word in HydraConfig.get().overrides.task]
+    (job,) = prepare([overrides], [Path(p.removeprefix("file://")) for p in config.hydra.searchpath or []], True)
+    launch([job], Console(quiet=True))
+    return headline(job)
+
+
+def _ending(jobs: list[Job], console: Console) -> int:
+    failed = [job for job in jobs if job.status != "completed"]
+    done = [job for job in jobs if job.status == "completed"]
+    console.print(f"{len(done)} of {len(jobs)} runs completed")
+    if failed:
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for title in ("job", "status", "cause"):
+            table.add_column(title)
+        for job in failed:
+            table.add_row(job.label, job.status, (job.error or "").splitlines()[0] if job.error else "")
+        console.print(table)
+    return 1 if failed else 0
