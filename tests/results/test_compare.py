@@ -212,6 +212,14 @@ def test_rows_are_sorted(tmp_path):
         compare([tmp_path], sort="wall")
 
 
+def test_the_best_accuracy_stands_first(tmp_path):
+    for d_model, accuracy in {32: 0.2, 64: 0.9}.items():
+        model = {"_target_": "lcbench.model.decoder.Decoder", "d_model": d_model, "n_layers": 2}
+        write_run(tmp_path / str(d_model), {"s/accuracy": accuracy}, model=model)
+    for sort, first in {"s/accuracy": 64, "-s/accuracy": 32}.items():
+        assert only_table(tmp_path, metrics=["s/accuracy"], sort=sort).rows[0].keys["model.d_model"] == first
+
+
 def test_a_paired_difference_sees_what_intervals_hide(tmp_path):
     write_seeds(tmp_path, "rope", [0.10, 0.30, 0.50], position=ROPE)
     write_seeds(tmp_path, "cope", [0.08, 0.27, 0.48])
@@ -368,6 +376,12 @@ def test_a_run_that_two_paths_reach_counts_once(tmp_path):
     paths = [tmp_path, tmp_path / "all" / "cope-0", tmp_path / "link"]
     (table,) = compare(paths).tables
     assert len(table.rows[0].runs) == 2
+
+
+def test_what_lies_within_a_run_is_no_run_of_its_own(tmp_path):
+    folder = write_run(tmp_path / "run", {SCORE: 0.1})
+    write_run(folder / "elsewhere", {SCORE: 0.9}, seed=1)
+    assert only_table(tmp_path).rows[0].scores[SCORE].values == {(0,): 0.1}
 
 
 def test_a_config_elsewhere_is_no_run(tmp_path):

@@ -73,8 +73,9 @@ def test_csv_and_json_can_stand_alone_on_the_standard_output(outputs, capsys):
     assert [row["position"] for row in csv.DictReader(capsys.readouterr().out.splitlines())] == ["cope", "rope"]
 
 
-def test_devices_are_not_replaced(outputs, tmp_path, capsys):
-    (tmp_path / "link").symlink_to("/dev/null")
+def test_devices_and_links_are_not_replaced(outputs, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "file")
     for name in (str(tmp_path / "link"), "/dev/null"):
         assert main(["compare", str(outputs), "--csv", name]) == 2
         assert "no ordinary file" in capsys.readouterr().err
