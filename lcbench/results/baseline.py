@@ -6,13 +6,13 @@ as their shapes agree), so the differences seed by seed spread less than the sco
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 
 from lcbench.errors import ConfigurationError
 from lcbench.results.comparison import Difference, Row, Summary, Table
-from lcbench.results.keys import closest_of, is_value, key_of, label_of, shown, value_of
+from lcbench.results.keys import ABSENT, closest_of, is_value, key_of, label_of, shown, value_of
 from lcbench.results.metrics import more_is_better
 from lcbench.results.notes import count
 from lcbench.results.statistics import student, without_spread
@@ -57,9 +57,8 @@ def _typed(against: Mapping[str, str]) -> str:
 def _compared(table: Table, candidates: Sequence[Row], against: Mapping[str, str]) -> Table:
     if not candidates:
         return replace(table, notes=(*table.notes, f"no row here fits the baseline {_typed(against)}"))
-    # a group's options belong to its choice: position=rope,p_max absent is the baseline of position=cope,p_max=32
-    groups = {label for label in against if "." not in label}
-    other = [c for c in table.columns if c not in against and c.split(".")[0] not in groups]
+    other = [column for column in table.columns if column not in against]
+    chosen = {label for label in against if "." not in label}
     rows: list[Row] = []
     without = strangers = bare = 0
     baselines = {id(candidate) for candidate in candidates}
@@ -67,7 +66,7 @@ def _compared(table: Table, candidates: Sequence[Row], against: Mapping[str, str
         if id(row) in baselines:
             rows.append(replace(row, baseline=True))
             continue
-        same = candidates if len(candidates) == 1 else [c for c in candidates if _agree(c, row, other)]
+        same = candidates if len(candidates) == 1 else [c for c in candidates if _agree(c, row, other, chosen)]
         if len(same) > 1:
             raise ConfigurationError(_ambiguous(same, table, against))
         if not same:
@@ -89,8 +88,13 @@ def _compared(table: Table, candidates: Sequence[Row], against: Mapping[str, str
     return replace(table, rows=tuple(rows), notes=tuple(notes))
 
 
-def _agree(a: Row, b: Row, columns: Sequence[str]) -> bool:
-    return all(a.keys.get(column) == b.keys.get(column) for column in columns)
+def _agree(a: Row, b: Row, columns: Sequence[str], chosen: Container[str]) -> bool:
+    """Whether the rows are the same in these columns; options of the chosen groups count where both rows have them."""
+    return all(
+        a.keys.get(column, ABSENT) == b.keys.get(column, ABSENT)
+        for column in columns
+        if column.split(".")[0] not in chosen or (column in a.keys and column in b.keys)
+    )
 
 
 def _ambiguous(rows: Sequence[Row], table: Table, against: Mapping[str, str]) -> str:

@@ -296,6 +296,18 @@ def test_each_row_of_a_grid_has_the_baseline_of_its_own_column(tmp_path):
     assert sum(row.baseline for row in table.rows) == 2
 
 
+def test_a_grid_over_the_baselines_own_group_is_matched_too(tmp_path):
+    for d_model, (decoder, lstm) in {32: (0.5, 0.4), 64: (0.3, 0.1)}.items():
+        sizes = {"d_model": d_model, "n_layers": 2}
+        write_run(
+            tmp_path / f"d{d_model}", {SCORE: decoder}, model=sizes | {"_target_": "lcbench.model.decoder.Decoder"}
+        )
+        write_run(tmp_path / f"l{d_model}", {SCORE: lstm}, model=sizes | {"_target_": "lcbench.model.lstm.LSTM"})
+    table = only_table(tmp_path, against={"model": "decoder"})
+    found = {row.keys["model.d_model"]: row.differences[SCORE].mean for row in table.rows if row.differences}
+    assert found == {32: pytest.approx(-0.1), 64: pytest.approx(-0.2)}
+
+
 def test_a_row_without_its_baseline_is_said(tmp_path):
     for d_model in (32, 64):
         model = {"_target_": "lcbench.model.decoder.Decoder", "d_model": d_model, "n_layers": 2}
