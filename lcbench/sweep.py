@@ -35,7 +35,9 @@ from lcbench.composition import build, compose, sweep_arguments
 from lcbench.configs import config_directory
 from lcbench.engine.run import folder_of
 from lcbench.errors import ConfigurationError
+from lcbench.results.compare import compare
 from lcbench.results.record import RunFolder, scores_of, write_text
+from lcbench.results.render import render
 
 #: seconds between two looks at the running jobs
 LOOK_EVERY = 0.25
@@ -264,7 +266,9 @@ def run_job(config: DictConfig) -> float:
 def _ending(jobs: list[Job], console: Console) -> int:
     failed = [job for job in jobs if job.status != "completed"]
     done = [job for job in jobs if job.status == "completed"]
-    console.print(f"{len(done)} of {len(jobs)} runs completed")
+    console.print(f"{len(done)} of {len(jobs)} runs completed\n")
+    if done:
+        render(compare([job.folder.path for job in done]), console)
     if failed:
         table = Table(box=None, pad_edge=False, header_style="bold")
         for title in ("job", "status", "cause"):
