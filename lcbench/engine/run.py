@@ -118,7 +118,10 @@ class _Run:
         facts = RunFacts(
             folder.path, experiment.config, experiment.name, folder.path.name, list(experiment.config["tags"])
         )
-        self._say(experiment.logger.start(facts))
+        try:
+            self._say(experiment.logger.start(facts))
+        except Exception as error:
+            self._leave_logger_out(error)
 
     def _close(self, exit_code: int) -> None:
         try:
@@ -185,11 +188,14 @@ class _Run:
             try:
                 self.experiment.logger.log(metrics, step)
             except Exception as error:
-                # a watcher's failure must not cost the run; its own files hold all that the logger would have had
-                self.logger_works = False
-                self._say(f"the logger failed and is left out from here on: {type(error).__name__}: {error}")
-                self.log.error("%s", traceback.format_exc())
+                self._leave_logger_out(error)
         self.log.info("step %d  %s", step, "  ".join(f"{k} {v:.6g}" for k, v in metrics.items()))
+
+    def _leave_logger_out(self, error: Exception) -> None:
+        """A watcher's failure must not cost the run: the run's own files hold all that the logger would have had."""
+        self.logger_works = False
+        self._say(f"the logger failed and is left out from here on: {type(error).__name__}: {error}")
+        self.log.error("%s", traceback.format_exc())
 
     def _score(self, model: Model) -> dict[str, Any]:
         experiment, evaluation = self.experiment, self.experiment.evaluation

@@ -120,6 +120,44 @@ def test_a_stopped_run_continues_bit_identically(run_here, tmp_path, monkeypatch
     assert resumed["cost/train_tokens"] == whole["cost/train_tokens"]
 
 
+def test_a_run_stopped_while_scoring_is_resumed_by_its_folder_alone(run_here, tmp_path, monkeypatch):
+    from lcbench.cli import main
+    from lcbench.engine.run import _Run
+
+    whole, _, _ = run_here(f"outputs={tmp_path}/whole")
+    original = _Run._tick
+
+    def interrupting(self, done):
+        original(self, done)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Run, "_tick", interrupting)
+        stopped, folder, _ = run_here("evaluation.batch_size=8", f"outputs={tmp_path}/parts")
+    assert stopped["status"] == "interrupted"
+    monkeypatch.chdir(tmp_path)
+    assert main(["resume", str(folder.relative_to(tmp_path))]) == 0
+    resumed = json.loads((folder / "result.json").read_text())
+    assert resumed["status"] == "completed"
+    assert resumed["train/steps"] == 6
+    scores = {key: value for key, value in whole.items() if key.startswith("scores/")}
+    assert scores == {key: value for key, value in resumed.items() if key.startswith("scores/")}
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_a_logger_that_cannot_start_is_left_out(run_here, monkeypatch):
+    from lcbench.logger.none import Nothing
+
+    def broken(self, facts):
+        raise OSError("no room for a log")
+
+    monkeypatch.setattr(Nothing, "start", broken)
+    result, folder, screen = run_here()
+    assert result["status"] == "completed"
+    assert "left out from here on: OSError: no room for a log" in screen
+    assert "no room for a log" in (folder / "run.log").read_text()
+
+
 def test_gradient_accumulation_equals_a_larger_batch(run_here):
     _, large, _ = run_here("trainer.batch_size=16", "position=none", "optimizer.epsilon=0.1", "task.loss=noisy")
     _, parts, _ = run_here(
