@@ -110,10 +110,15 @@ def _prepared(overrides: list[str], varying: set[str], overlays: Sequence[Path],
         return Job(plain, label, folder, status="failed", error=str(error))
     folder = folder_of(experiment)
     job = Job(plain, label, folder, steps=experiment.trainer.max_steps)
-    if folder.result.exists() and not experiment.rerun:
+    if experiment.rerun:
+        return job
+    try:
         record = folder.read_result()
-        if record["status"] == "completed" or (record["status"] == "failed" and not retry):
-            job.status, job.error = record["status"], record.get("error")
+    except ConfigurationError:
+        # nothing there yet, or nothing that can be read: the job finds out itself
+        return job
+    if record["status"] == "completed" or (record["status"] == "failed" and not retry):
+        job.status, job.error = record["status"], record.get("error")
     return job
 
 
@@ -180,7 +185,12 @@ def _look(job: Job) -> None:
     if record.get("status") not in ("completed", "failed", "interrupted"):
         # the process could not write its own end: killed, or out of memory
         if code in (130, -signal.SIGINT):
-            job.status, job.error = "interrupted", "interrupted before it began; the same command continues"
+            job.status, job.error = "interrupted", "stopped by Ctrl-C; the same command continues"
+            return
+        if code == 2:
+            # it refused to begin; what the folder holds is not this process's to change
+            screen = (job.folder.path / "console.log").read_text(errors="replace").strip().splitlines()
+            job.status, job.error = "failed", screen[-1] if screen else "refused"
             return
         cause = f"killed by signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"ended with code {code}"
         last = (job.folder.path / "console.log").read_text(errors="replace").strip().splitlines()

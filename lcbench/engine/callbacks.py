@@ -134,7 +134,7 @@ class Curves(pl.Callback):
 
 
 class Checkpoints(pl.Callback):
-    """Keeps last.ckpt and best.ckpt (lowest light-evaluation error), each written under another name first.
+    """Keeps last.ckpt, previous.ckpt and best.ckpt (lowest light error), each written under another name first.
 
     Where a stop was requested, it is obeyed here, between two steps, with a checkpoint written.
     """
@@ -176,6 +176,10 @@ class Checkpoints(pl.Callback):
         temporary = self.folder.checkpoints / f".{name}.{os.getpid()}"
         try:
             trainer.save_checkpoint(temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            if (self.folder.checkpoints / name).exists():
+                link(self.folder.checkpoints / name, self.folder.checkpoints / "previous.ckpt")
             temporary.replace(self.folder.checkpoints / name)
         finally:
             temporary.unlink(missing_ok=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import errno
 import logging
-import shutil
 import time
 import traceback
 import warnings
@@ -31,6 +31,9 @@ from lcbench.results.runs import dotted
 from lcbench.results.table import show_run
 from lcbench.task.base import TRAIN
 
+#: a full disk, a used-up quota, a file beyond the largest size allowed
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 def folder_of(experiment: Experiment) -> RunFolder:
     """The run's folder: the one that already holds what is computed here, or a new name."""
@@ -46,19 +49,32 @@ def run(experiment: Experiment, console: Console) -> dict[str, Any]:
         The run's record; ``status`` is completed, failed or interrupted.
     """
     folder = folder_of(experiment)
-    if experiment.rerun and folder.path.exists():
-        shutil.rmtree(folder.path)
-    if folder.result.exists():
-        result = folder.read_result()
-        if result["status"] == "completed":
-            console.print("this run is finished (rerun=true starts over)")
-            show_run(console, result, folder.path)
-            return result
-    return _Run(experiment, folder, console).execute()
+    result = _record_so_far(folder, console)
+    if result.get("status") == "completed" and not experiment.rerun:
+        console.print("this run is finished (rerun=true starts over)")
+        show_run(console, result, folder.path)
+        return result
+    with folder.held():
+        if experiment.rerun:
+            folder.clear()
+            result = {}
+        return _Run(experiment, folder, console, result).execute()
+
+
+def _record_so_far(folder: RunFolder, console: Console) -> dict[str, Any]:
+    """The record of what was computed before, empty if there is none or it cannot be read."""
+    if not folder.result.exists():
+        return {}
+    try:
+        return folder.read_result()
+    except ConfigurationError as error:
+        console.print(f"{error} The run continues from its checkpoint.", soft_wrap=True)
+        return {}
 
 
 class _Run:
-    def __init__(self, experiment: Experiment, folder: RunFolder, console: Console) -> None:
+    def __init__(self, experiment: Experiment, folder: RunFolder, console: Console, before: dict[str, Any]) -> None:
+        self.earlier_seconds = before.get("cost/wall_seconds", 0.0)
         self.experiment, self.folder, self.console = experiment, folder, console
         self.progress = Progress(console, experiment.trainer.progress)
         self.stop = StopRequest(console)
@@ -77,29 +93,33 @@ class _Run:
             self.result |= {"status": "completed", **scores}
             exit_code = 0
         except (Interrupted, KeyboardInterrupt):
-            self.result |= {"status": "interrupted", "error": "interrupted; the same command continues"}
+            self.result |= {"status": "interrupted", "error": "stopped by Ctrl-C; the same command continues"}
             self.log.info("interrupted")
             exit_code = 130
         except DivergenceError as error:
             self.result |= {"status": "failed", "error": str(error)}
             self.log.error("%s", error)
         except Exception as error:
-            self.result |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
             self.log.error("%s", traceback.format_exc())
-            self.console.print(traceback.format_exc(), markup=False, soft_wrap=True)
+            if isinstance(error, OSError) and error.errno in NO_ROOM:
+                cause = f"no room to write ({error}); earlier files are intact, the same command continues"
+                self.result |= {"status": "failed", "error": cause}
+            else:
+                self.result |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+                self.console.print(traceback.format_exc(), markup=False, soft_wrap=True)
         finally:
             self.result["cost/wall_seconds"] = self.earlier_seconds + time.perf_counter() - began
             self.result["cost/peak_memory_bytes"] = peak_memory_bytes(self.device)
-            self.folder.write_result(self.result)
+            try:
+                self.folder.write_result(self.result)
+            except OSError as error:
+                self.console.print(f"the record could not be written: {error}", soft_wrap=True)
             self._close(exit_code)
         show_run(self.console, self.result, self.folder.path)
         return self.result
 
     def _open(self) -> None:
         experiment, folder = self.experiment, self.folder
-        before = folder.read_result() if folder.result.exists() else {}
-        self.earlier_seconds = before.get("cost/wall_seconds", 0.0)
-        folder.path.mkdir(parents=True, exist_ok=True)
         write_text(folder.config, "# what this run computes, resolved\n" + yaml.safe_dump(experiment.config))
         self.log = _file_log(folder.log)
         task = experiment.task
@@ -145,10 +165,9 @@ class _Run:
             torch.set_num_threads(settings.threads)
         pl.seed_everything(self.experiment.seed, verbose=False)
         model = self.experiment.make_model()
-        checkpoint = self.folder.checkpoints / "last.ckpt"
+        checkpoint, step = self._newest_checkpoint()
         first_batch = 0
-        if checkpoint.exists():
-            step = load_checkpoint(checkpoint)["global_step"]
+        if checkpoint is not None:
             first_batch = step * settings.accumulate
             self._say(f"continuing after step {step}")
         module = TrainingModule(self.experiment, model, first_batch)
@@ -158,10 +177,24 @@ class _Run:
         self.progress.begin("training", settings.max_steps, first_batch // settings.accumulate)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"lightning\..*")
-            trainer.fit(module, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True)
+            trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
         seconds = curves.clock.read()
         scores = self._score(model)
         return {**scores, **self._cost(model, module.tokens_seen, seconds, trainer.global_step)}
+
+    def _newest_checkpoint(self) -> tuple[Path | None, int]:
+        """The newest checkpoint that can be read, and its step."""
+        for name in ("last.ckpt", "previous.ckpt"):
+            path = self.folder.checkpoints / name
+            if not path.exists():
+                continue
+            try:
+                return path, load_checkpoint(path)["global_step"]
+            except Exception as error:
+                # whatever a damaged file makes the reader raise, an older one is better than none
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0][:100]
+                self._say(f"{name} cannot be read ({reason}); trying the one before")
+        return None, 0
 
     def _trainer(self, callbacks: list[pl.Callback]) -> pl.Trainer:
         settings = self.experiment.trainer

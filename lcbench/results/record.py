@@ -3,7 +3,7 @@
     config.yaml        resolved, loadable by itself
     result.json        flat, group/name keys
     metrics.csv        the curves
-    checkpoints/       last and best
+    checkpoints/       last, the one before it, and best
     run.log            what happened, with the traceback where the run failed
 
 Whatever others read is written under another name first and then renamed: a reader sees the old file or the new one.
@@ -11,10 +11,13 @@ Whatever others read is written under another name first and then renamed: a rea
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,6 +74,39 @@ class RunFolder:
         self.metrics = path / "metrics.csv"
         self.checkpoints = path / "checkpoints"
         self.log = path / "run.log"
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes from computing the same run, until left or until this process ends.
+
+        Raises:
+            ConfigurationError: if another process holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                file.seek(0)
+                owner = file.read().strip()
+                raise ConfigurationError(f"{self.path} is being computed already, by process {owner}.") from None
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            self._remove_leftovers()
+            yield
+
+    def _remove_leftovers(self) -> None:
+        """Half-written files of a process that was killed while writing."""
+        for folder in (self.path, self.checkpoints):
+            for path in folder.glob(".*.*"):
+                path.unlink()
+
+    def clear(self) -> None:
+        """Remove everything but the lock."""
+        for path in self.path.iterdir():
+            if path.name != ".lock":
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def read_result(self) -> dict[str, Any]:
         """The record.

@@ -265,7 +265,7 @@ def test_ctrl_c_ends_a_real_process_cleanly(tmp_path, times):
     folder = next(metrics.iterdir())
     record = json.loads((folder / "result.json").read_text())
     assert record["status"] == "interrupted"
-    assert record["error"] == "interrupted; the same command continues"
+    assert record["error"] == "stopped by Ctrl-C; the same command continues"
     rows = (folder / "metrics.csv").read_text().splitlines()
     if times == 1:
         assert int(rows[-1].split(",")[0]) == load_checkpoint(folder / "checkpoints" / "last.ckpt")["global_step"]
