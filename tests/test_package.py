@@ -45,6 +45,7 @@ def test_the_wheel_holds_every_config_and_the_licence(wheel):
     configs = {path.relative_to(ROOT / "conf").as_posix() for path in (ROOT / "conf").rglob("*.yaml")}
     assert {name.removeprefix("lcbench/conf/") for name in names if name.endswith(".yaml")} == configs
     assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert "hydra_plugins/lcbench_local.py" in names
     assert not any(name.startswith(("tests/", "conf/")) for name in names)
 
 
