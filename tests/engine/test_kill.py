@@ -62,7 +62,7 @@ def test_twenty_kills_change_nothing(tmp_path):
         while process.poll() is None and len(rows(parts)) in (0, before):
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        time.sleep(rng.uniform(0, 0.15))
+        time.sleep(rng.uniform(0, 0.1))
         assert process.poll() is None, "the run ended before it was killed often enough"
         process.kill()
         process.wait()
