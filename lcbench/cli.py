@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lcbench.errors import ConfigurationError
+from lcbench.errors import ConfigurationError, closest
 
 HELP = """\
 lcbench: which mechanism remembers what it has read, and at what cost
@@ -89,7 +89,7 @@ def _dispatch(words: list[str]) -> int:
         verb = _verb(words.pop(0))
     for word in words:
         if word.startswith("-") and verb is not _compare:
-            raise ConfigurationError(f"{word}: no such option; {_closest(word, OPTIONS)}")
+            raise ConfigurationError(f"{word}: no such option; {closest(word, OPTIONS)}")
     return verb(words, overlays, trust)
 
 
@@ -109,14 +109,8 @@ def _take_overlays(words: list[str]) -> tuple[list[Path], list[str]]:
 
 def _verb(word: str) -> Callable[[list[str], list[Path], bool], int]:
     if word not in VERBS:
-        raise ConfigurationError(f"{word}: no such verb; {_closest(word, VERBS)} (an override is key=value)")
+        raise ConfigurationError(f"{word}: no such verb; {closest(word, VERBS)} (an override is key=value)")
     return VERBS[word]
-
-
-def _closest(word: str, known: Iterable[str]) -> str:
-    import difflib
-
-    return f"the closest is {difflib.get_close_matches(word, list(known), n=1, cutoff=0.0)[0]}."
 
 
 def _run(words: list[str], overlays: list[Path], trust: bool) -> int:
@@ -229,7 +223,7 @@ def _list(words: list[str], overlays: list[Path], trust: bool) -> int:
     groups = groups_of(directories)
     for group in words:
         if group not in groups:
-            raise ConfigurationError(f"{group}: no such group; {_closest(group, groups)}")
+            raise ConfigurationError(f"{group}: no such group; {closest(group, groups)}")
     for group in words or groups:
         choices = choices_of(group, directories)
         if not words:

@@ -26,8 +26,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from lcbench.configs import choices_of, config_directory, groups_of, is_computed
-from lcbench.errors import ConfigurationError
-from lcbench.schema import closest, injected, locate, options_of, validated
+from lcbench.errors import ConfigurationError, closest
+from lcbench.schema import injected, locate, options_of, validated
 
 if TYPE_CHECKING:
     from lcbench.attention.base import Attention

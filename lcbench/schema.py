@@ -6,23 +6,15 @@ their types and defaults, are its configuration.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, get_type_hints
 
 import pydantic
 
-from lcbench.errors import ConfigurationError
-
-
-def closest(wrong: str, known: Iterable[str]) -> str:
-    """The half sentence that names the closest valid choice."""
-    known = sorted(known)
-    best = difflib.get_close_matches(wrong, known, n=1, cutoff=0.0)
-    return f"the closest is {best[0]}." if best else "there is none."
+from lcbench.errors import ConfigurationError, closest
 
 
 def locate(target: str, key: str) -> Any:

@@ -7,6 +7,7 @@ the cores of this machine.
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import math
 import os
@@ -16,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from rich.table import Table
 
 from lcbench.composition import build, compose, sweep_arguments
 from lcbench.configs import config_directory
+from lcbench.engine.callbacks import Curves
 from lcbench.engine.run import folder_of
 from lcbench.errors import ConfigurationError
 from lcbench.results.compare import compare
@@ -41,6 +43,8 @@ from lcbench.results.render import render
 
 #: seconds between two looks at the running jobs
 LOOK_EVERY = 0.25
+#: how much of the end of metrics.csv a look reads
+LAST_BYTES = 2**14
 
 
 @dataclass
@@ -64,18 +68,20 @@ class Job:
     status: str = "waiting"
     process: subprocess.Popen[bytes] | None = None
     error: str | None = None
-    seconds: float = field(default_factory=time.monotonic)
 
     def progress(self) -> tuple[int, str]:
         """Steps done and the last light evaluation's error, from metrics.csv."""
         try:
-            rows = self.folder.metrics.read_text().splitlines()[1:]
+            with self.folder.metrics.open("rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_BYTES))
+                lines = file.read().decode().splitlines()
         except OSError:
             return 0, ""
-        cells = [row.split(",") for row in rows]
-        errors = [row[6] for row in cells if len(row) == 7 and row[6]]
-        step = int(cells[-1][0]) if cells and cells[-1][0].isdigit() else 0
-        return step, f"{100 * float(errors[-1]):.2f} %" if errors else ""
+        # the first line is the header or cut, the last may be half written
+        rows = [row for row in csv.reader(lines[1:]) if len(row) == len(Curves.columns)]
+        errors = [row[Curves.columns.index("evaluation_error")] for row in rows]
+        error = next((error for error in reversed(errors) if error), "")
+        return int(rows[-1][0]) if rows else 0, f"{100 * float(error):.2f} %" if error else ""
 
 
 def prepare(jobs: Sequence[Sequence[str]], overlays: Sequence[Path], retry: bool) -> list[Job]:
@@ -170,7 +176,7 @@ def _start(job: Job, threads: int) -> None:
         job.process = subprocess.Popen(
             words, stdout=screen, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env={**os.environ, **variables}
         )
-    job.status, job.seconds = "running", time.monotonic()
+    job.status = "running"
 
 
 def _look(job: Job) -> None:

@@ -75,6 +75,7 @@ class Curves(pl.Callback):
         kept = _rows_until(self.folder.metrics, trainer.global_step)
         write_text(self.folder.metrics, _as_csv([list(self.columns), *kept]))
         self.step = trainer.global_step
+        self._stop_if_solved(trainer)
         self.clock.start()
 
     def on_train_batch_end(
@@ -108,9 +109,12 @@ class Curves(pl.Callback):
         self.error = scores[task.headline]
         threshold = self.experiment.trainer.stop_at_error
         self.solved_in_a_row = self.solved_in_a_row + 1 if threshold is not None and self.error <= threshold else 0
+        self._stop_if_solved(trainer)
+        self.clock.start()
+
+    def _stop_if_solved(self, trainer: pl.Trainer) -> None:
         if self.solved_in_a_row >= 2:
             trainer.should_stop = True
-        self.clock.start()
 
     def _row(self, module: TrainingModule, step: int, light: bool) -> None:
         seconds = self.clock.read()

@@ -16,7 +16,7 @@ import yaml
 from rich.console import Console
 
 from lcbench.cost.memory import peak_memory_bytes, reset_peak_memory
-from lcbench.engine.callbacks import Checkpoints, Curves, load_checkpoint
+from lcbench.engine.callbacks import Checkpoints, Curves, link, load_checkpoint
 from lcbench.engine.evaluation import score
 from lcbench.engine.experiment import Experiment, cost_of
 from lcbench.engine.interrupt import Interrupted, StopRequest
@@ -189,7 +189,11 @@ class _Run:
             if not path.exists():
                 continue
             try:
-                return path, load_checkpoint(path)["global_step"]
+                step: int = load_checkpoint(path)["global_step"]
+                if name != "last.ckpt":
+                    # the damaged one must not take the good one's place at the next save
+                    link(path, self.folder.checkpoints / "last.ckpt")
+                return path, step
             except Exception as error:
                 # whatever a damaged file makes the reader raise, an older one is better than none
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0][:100]

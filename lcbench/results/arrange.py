@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from lcbench.errors import ConfigurationError
+from lcbench.errors import ConfigurationError, closest
 from lcbench.results.comparison import COSTS, Row, Table
-from lcbench.results.keys import ABSENT, closest_of, order_of_values
+from lcbench.results.keys import ABSENT, order_of_values
 from lcbench.results.metrics import more_is_better
 
 
@@ -24,7 +24,7 @@ def arranged(tables: Sequence[Table], sort: str | None) -> list[Table]:
     name, backwards = sort.removeprefix("-"), sort.startswith("-")
     known = {name for table in tables for name in _sortable(table)}
     if name not in known:
-        raise ConfigurationError(f"--sort {sort}: no such column; {closest_of(name, known)}")
+        raise ConfigurationError(f"--sort {sort}: no such column; {closest(name, known)}")
     return [_sorted_table(table, name, backwards) for table in tables]
 
 

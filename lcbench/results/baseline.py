@@ -10,9 +10,9 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 
-from lcbench.errors import ConfigurationError
+from lcbench.errors import ConfigurationError, closest
 from lcbench.results.comparison import Difference, Row, Summary, Table
-from lcbench.results.keys import ABSENT, closest_of, is_value, key_of, label_of, shown, value_of
+from lcbench.results.keys import ABSENT, is_value, key_of, label_of, shown, value_of
 from lcbench.results.metrics import more_is_better
 from lcbench.results.notes import count
 from lcbench.results.statistics import student, without_spread
@@ -46,7 +46,7 @@ def _not_found(rows: Sequence[Row], against: Mapping[str, str]) -> str:
     for label, text in against.items():
         values = {shown(_value(row, label)) for row in rows} - {"", "[]"}
         if text not in values and not any(_fits(row, {label: text}) for row in rows):
-            return f"--against {asked}: no row has {label}={text}; {closest_of(text, values)}"
+            return f"--against {asked}: no row has {label}={text}; {closest(text, values)}"
     return f"--against {asked}: no row has all of these; take away one of {', '.join(against)}."
 
 

@@ -8,10 +8,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lcbench.errors import ConfigurationError
+from lcbench.errors import ConfigurationError, closest
 from lcbench.results.compare import compare
 from lcbench.results.export import as_csv, as_json
-from lcbench.results.keys import closest_of
 from lcbench.results.record import write_text
 from lcbench.results.render import render
 
@@ -63,7 +62,7 @@ def _parsed(words: list[str]) -> tuple[list[str], dict[str, str]]:
             continue
         name, equals, value = word.partition("=")
         if name not in OPTIONS:
-            raise ConfigurationError(f"{name}: compare has no such option; {closest_of(name, OPTIONS)}")
+            raise ConfigurationError(f"{name}: compare has no such option; {closest(name, OPTIONS)}")
         if not equals:
             value = pending.pop(0) if pending else ""
         if not value or value.startswith("--"):

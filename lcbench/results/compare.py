@@ -15,11 +15,11 @@ from pathlib import Path
 from statistics import fmean, mean, median
 from typing import Any
 
-from lcbench.errors import ConfigurationError
+from lcbench.errors import ConfigurationError, closest
 from lcbench.results.arrange import arranged
 from lcbench.results.baseline import compared
 from lcbench.results.comparison import AMONG_THE_BEST, BEST, COSTS, Comparison, Row, Summary, Table, Unit
-from lcbench.results.keys import closest_of, columns, key_of, label_of, order_of_values, value_of, varying
+from lcbench.results.keys import columns, key_of, label_of, order_of_values, value_of, varying
 from lcbench.results.metrics import is_share, metrics_of, more_is_better
 from lcbench.results.notes import notes_on
 from lcbench.results.runs import Run, read_runs
@@ -72,7 +72,7 @@ def _known_key(label: str, runs: Sequence[Run]) -> str:
     known = {key for run in runs for key in run.config}
     key = key_of(label, known)
     if key is None:
-        raise ConfigurationError(f"{label}: no such key in these runs; {closest_of(label, map(label_of, known))}")
+        raise ConfigurationError(f"{label}: no such key in these runs; {closest(label, map(label_of, known))}")
     return key
 
 

@@ -7,7 +7,6 @@ config file takes from another key), the seed, and what is no part of what is co
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -73,12 +72,6 @@ def order_of_values(value: Any) -> tuple[int, float, str]:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return 0, value, ""
     return (2, 0, "") if value is ABSENT else (1, 0, shown(value))
-
-
-def closest_of(wrong: str, known: Iterable[str]) -> str:
-    """The half sentence that names the closest valid choice."""
-    best = difflib.get_close_matches(wrong, sorted(known), n=1, cutoff=0.0)
-    return f"the closest is {best[0]}." if best else "there is none."
 
 
 def varying(configs: Sequence[Config]) -> list[str]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from lcbench.errors import ConfigurationError
-from lcbench.results.keys import closest_of
+from lcbench.errors import ConfigurationError, closest
 from lcbench.results.runs import Run
 
 #: words in the names of metrics that are shares, and more of it is better
@@ -67,5 +66,5 @@ def metrics_of(
         answered |= set(meanings)
     for word in words:
         if word not in answered:
-            raise ConfigurationError(f"--metric {word}: no run has it; {closest_of(word, known)}")
+            raise ConfigurationError(f"--metric {word}: no run has it; {closest(word, known)}")
     return {name: list(dict.fromkeys(scores)) for name, scores in found.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from lcbench.dataset.base import TRAIN, Batch
-from lcbench.errors import ConfigurationError
+from lcbench.errors import ConfigurationError, closest
 from lcbench.units import parse_length
 
 #: fresh examples of the training distribution
@@ -89,10 +88,10 @@ class Task(ABC):
 
     def unknown_set(self, name: str, known: Sequence[str]) -> ConfigurationError:
         """The error for an evaluation set that does not exist."""
-        closest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-        hint = f"; the closest is {closest[0]}" if closest else ""
         task = type(self).__name__
-        return ConfigurationError(f"evaluation.sets: {task} has no set {name!r}{hint} (known: {', '.join(known)}).")
+        return ConfigurationError(
+            f"evaluation.sets: {task} has no set {name!r}; {closest(name, known)[:-1]} (known: {', '.join(known)})."
+        )
 
 
 def split_length(evaluation_set: str, length: int) -> tuple[str, int | None]:

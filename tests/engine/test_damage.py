@@ -55,6 +55,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(run_here, monkeypatch
     before = load_checkpoint(whole_folder / "checkpoints" / "last.ckpt")["state_dict"]
     after = load_checkpoint(last)["state_dict"]
     assert all(torch.equal(value, before[key]) for key, value in after.items())
+    assert load_checkpoint(folder / "checkpoints" / "previous.ckpt")["global_step"] >= 4
 
 
 def test_a_damaged_record_is_said_and_the_run_continues(run_here, monkeypatch):

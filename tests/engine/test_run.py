@@ -202,6 +202,22 @@ def test_stops_early_once_solved_twice(run_here):
     assert result["train/steps"] == 2
 
 
+def test_a_run_that_stopped_early_does_not_train_on_when_resumed(run_here, monkeypatch):
+    from lcbench.engine.run import _Run
+
+    words = ("trainer.stop_at_error=0.99", "trainer.evaluate_every=1", "trainer.max_steps=50")
+
+    def failing(self, model):
+        raise OSError("lost while scoring")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Run, "_score", failing)
+        assert run_here(*words)[0]["status"] == "failed"
+    result, _, _ = run_here(*words)
+    assert result["status"] == "completed"
+    assert result["train/steps"] == 2
+
+
 def test_bf16_trains(run_here):
     result, _, _ = run_here("trainer.precision=bf16-mixed")
     assert result["status"] == "completed"
