@@ -6,10 +6,12 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from lcbench.position.base import LayerShape, PositionEncoding
 
@@ -52,6 +54,27 @@ class Context(Facts):
     """
 
     positions: Tensor
+
+    @cached_property
+    def start(self) -> int | None:
+        """The position of the first token, where all rows have the same one and each token follows the one before it;
+        None where rows differ, or there are documents or padding.
+
+        Then positions are known without a tensor, and segments are slices. Read from the tensor once for all layers;
+        tensors without values are taken to start a sequence.
+        """
+        if (
+            self.documents is not None
+            or self.padding is not None
+            or not self.consecutive
+            or not self.positions.numel()
+        ):
+            return None
+        first = self.positions[:, 0]
+        if isinstance(first, FakeTensor) or first.is_meta:
+            return 0
+        low, high = first.aminmax()
+        return int(low) if bool(low == high) else None
 
 
 class State:
@@ -118,11 +141,19 @@ class State:
 
 @dataclass
 class AttentionOutput:
-    """``y`` ``[batch, time, d_model]``; the state after the last token; named scalar losses, usually none."""
+    """What a layer returns.
+
+    Args:
+        y: ``[batch, time, d_model]``.
+        state: the state after the last token.
+        losses: named scalars added to the training loss, usually none.
+        measures: named numbers for the logs, detached, one or one a head: gates, distances of what was retrieved.
+    """
 
     y: Tensor
     state: State | None
     losses: dict[str, Tensor] = field(default_factory=dict)
+    measures: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Attention(nn.Module, ABC):

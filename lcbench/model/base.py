@@ -38,12 +38,14 @@ class ModelOutput:
         state: the state after the last token.
         hidden: ``[batch, time, d_model]``, what the output map reads.
         losses: named scalars that layers add to the training loss; usually none.
+        measures: named numbers of layers for the logs, detached, one or one a head: ``layer_1/gate``.
     """
 
     logits: Tensor
     state: ModelState
     hidden: Tensor
     losses: dict[str, Tensor] = field(default_factory=dict)
+    measures: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Model(nn.Module, ABC):
