@@ -125,6 +125,17 @@ class State:
         changes = {f.name: clear(getattr(self, f.name)) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
         return dataclasses.replace(self, **changes)  # type: ignore[type-var]
 
+    def packed(self) -> dict[str, Any]:
+        """The same as plain dictionaries, lists and tensors, for a checkpoint; ``unpacked`` brings it back."""
+
+        def pack(value: Any) -> Any:
+            if isinstance(value, State):
+                return value.packed()
+            return [pack(item) for item in value] if isinstance(value, tuple) else value
+
+        fields = {f.name: pack(getattr(self, f.name)) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+        return {"state": f"{type(self).__module__}.{type(self).__qualname__}", "fields": fields}
+
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors held."""
@@ -137,6 +148,28 @@ class State:
 
         self.map(add)
         return total
+
+
+def unpacked(packed: dict[str, Any]) -> State:
+    """The state that ``State.packed`` was called on. Makes only states of classes that are imported already.
+
+    Raises:
+        ValueError: if there is no such class.
+    """
+
+    def unpack(value: Any) -> Any:
+        if isinstance(value, dict):
+            return unpacked(value)
+        return tuple(unpack(item) for item in value) if isinstance(value, list) else value
+
+    known = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in _kinds(State)}
+    if packed["state"] not in known:
+        raise ValueError(f"{packed['state']} is no state of this model")
+    return known[packed["state"]](**{name: unpack(value) for name, value in packed["fields"].items()})
+
+
+def _kinds(kind: type[State]) -> list[type[State]]:
+    return [kind, *(below for child in kind.__subclasses__() for below in _kinds(child))]
 
 
 @dataclass
@@ -166,6 +199,9 @@ class Attention(nn.Module, ABC):
     keyword-only arguments: those are its configuration. It raises ``ConfigurationError`` for an encoding it cannot
     work with.
     """
+
+    #: positions in the piece of a document that the mechanism treats as one unit; None: it has no such piece
+    segment: int | None = None
 
     def __init__(self, shape: LayerShape, position: PositionEncoding) -> None:
         super().__init__()

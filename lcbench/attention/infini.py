@@ -118,7 +118,7 @@ class Infini(MultiHead):
                 f"attention.initial_gate={initial_gate} leaves no way to learn; it must lie between 0 and 1, "
                 f"such as {closest}."
             )
-        self.segment = segment
+        self.segment: int = segment
         self.delta = update == "linear_delta"
         self.beta = nn.Parameter(torch.full((shape.n_heads,), math.log(initial_gate / (1 - initial_gate))))
         if gate_lr is not None:

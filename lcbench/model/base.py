@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from lcbench.attention.base import Context, Facts, State
+from lcbench.attention.base import Attention, Context, Facts, State
 from lcbench.errors import ConfigurationError
 
 
@@ -65,6 +65,12 @@ class Model(nn.Module, ABC):
         ``context`` says what the tokens do not: documents, padding. The model places the tokens itself (see
         ``place``), unless it is given a ``Context``, whose positions and claim to be consecutive it trusts.
         """
+
+    @property
+    def segment(self) -> int | None:
+        """Positions in the longest piece that the network or a layer of it treats as one unit; None: there is none."""
+        lengths = [module.segment for module in self.modules() if isinstance(module, Attention) and module.segment]
+        return max(lengths, default=None)
 
     @abstractmethod
     def state_bytes(self, batch: int, length: int, dtype: torch.dtype) -> int:
