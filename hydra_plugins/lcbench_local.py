@@ -25,6 +25,6 @@ class LocalLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         # Hydra imports this file whenever it composes anything, the rest only when there is a sweep
-        from lcbench.sweep import launch_batch
+        from lcbench.sweep.jobs import launch_batch
 
         return launch_batch(job_overrides, self.config, self.retry)

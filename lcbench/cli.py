@@ -152,7 +152,7 @@ def _suggestions(words: list[str]) -> list[str]:
 def _sweep(words: list[str], overlays: list[Path]) -> int:
     from rich.console import Console
 
-    from lcbench.sweep import sweep
+    from lcbench.sweep.command import sweep
 
     return sweep(words, overlays, Console(highlight=False))
 
