@@ -98,7 +98,7 @@ def compose(overrides: Sequence[str] = (), overlays: Sequence[Path] = ()) -> Com
     Raises:
         ConfigurationError: for any mistake in the overrides, in one sentence.
     """
-    parsed = _parse(overrides)
+    parsed = parse(overrides)
     for override in parsed:
         if override.is_sweep_override():
             raise ConfigurationError(
@@ -123,7 +123,7 @@ def sweep_arguments(overrides: Sequence[str], overlays: Sequence[Path]) -> list[
     Raises:
         ConfigurationError: for an override that no job could be made of.
     """
-    return _arguments(_parse(overrides), overlays)
+    return _arguments(parse(overrides), overlays)
 
 
 def from_config(config: dict[str, Any], trust: bool = False) -> Composition:
@@ -141,7 +141,7 @@ def from_config(config: dict[str, Any], trust: bool = False) -> Composition:
             raise ConfigurationError(
                 f"{path}._target_={target} lies outside lcbench, torch and lightning; add --trust to run its code."
             )
-    checked = _checked(OmegaConf.create(config), _Files([], {}, {}))
+    checked = _checked(OmegaConf.create({"retry": False, **config}), _Files([], {}, {}))
     return Composition(config=checked, choices={}, differs=())
 
 
@@ -164,6 +164,7 @@ def build(composition: Composition) -> Experiment:
         identity=composition.hash,
         outputs=Path(config["outputs"]),
         rerun=config["rerun"],
+        retry=config["retry"],
         task=task,
         dataset=construct(config["dataset"], task, config["seed"], trainer.batch_size),
         make_model=lambda: construct_model(config, len(task.vocabulary)),
@@ -226,7 +227,12 @@ def _factory(node: dict[str, Any]) -> Callable[..., Any]:
     return lambda *injected: construct(node, *injected)
 
 
-def _parse(overrides: Sequence[str]) -> list[Override]:
+def parse(overrides: Sequence[str]) -> list[Override]:
+    """Overrides as Hydra reads them.
+
+    Raises:
+        ConfigurationError: for a word that is none.
+    """
     parser = OverridesParser.create()
     parsed = []
     for text in overrides:
@@ -330,7 +336,7 @@ def _fill_defaults(node: DictConfig, files: _Files) -> None:
 
 def _checked(node: DictConfig, files: _Files) -> dict[str, Any]:
     """Resolved and plain, every group checked in order: what one reads of an earlier one is already a number."""
-    for key, kind in {"seed": int, "rerun": bool, "outputs": str}.items():
+    for key, kind in {"seed": int, "rerun": bool, "retry": bool, "outputs": str}.items():
         value = node[key]
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             raise ConfigurationError(f"{key}={value} ({files.origin(key)}): must be {kind.__name__}.")

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import csv
-import hashlib
-import math
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hydra.core.utils import JobReturn, JobStatus
-from omegaconf import DictConfig
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -25,12 +21,16 @@ from lcbench.composition import build, compose
 from lcbench.engine.callbacks import Curves
 from lcbench.engine.run import folder_of
 from lcbench.errors import ConfigurationError
-from lcbench.results.record import RunFolder, scores_of, write_text
+from lcbench.logger.wandb import AGENT_VARIABLES
+from lcbench.results.record import RunFolder, write_text
+from lcbench.sweep.folder import SweepFolder, digest, key_of, plain, slug
 
 #: seconds between two looks at the running jobs
 LOOK_EVERY = 0.25
 #: how much of the end of metrics.csv a look reads
 LAST_BYTES = 2**14
+#: what a job is called that nothing tells from others
+ONLY = "the only job"
 
 
 @dataclass
@@ -45,6 +45,8 @@ class Job:
         status: waiting, running, or the status of its record.
         process: while it runs.
         error: why it failed.
+        overlays: folders of config files that it composes from, beside lcbench's own.
+        variables: of its environment.
     """
 
     overrides: list[str]
@@ -54,6 +56,8 @@ class Job:
     status: str = "waiting"
     process: subprocess.Popen[bytes] | None = None
     error: str | None = None
+    overlays: Sequence[Path] = ()
+    variables: dict[str, str] = field(default_factory=dict)
 
     def progress(self) -> tuple[int, str]:
         """Steps done and the last light evaluation's error, from metrics.csv."""
@@ -70,38 +74,28 @@ class Job:
         return int(rows[-1][0]) if rows else 0, f"{100 * float(error):.2f} %" if error else ""
 
 
-def prepare(jobs: Sequence[Sequence[str]], overlays: Sequence[Path], retry: bool) -> list[Job]:
-    """The jobs with their folders; one that cannot be composed is recorded as failed."""
-    varying = _varying(jobs)
-    return [_prepared(list(overrides), varying, overlays, retry) for overrides in jobs]
+def prepare(jobs: Sequence[Sequence[str]], overlays: Sequence[Path], sweep: SweepFolder) -> list[Job]:
+    """The jobs with their folders, listed in the sweep's; one that cannot be composed is recorded as failed."""
+    return [_prepared([plain(override) for override in overrides], overlays, sweep) for overrides in jobs]
 
 
-def _varying(jobs: Sequence[Sequence[str]]) -> set[str]:
-    """Keys that do not have the same value in all jobs."""
-    seen: dict[str, set[str]] = {}
-    for overrides in jobs:
-        for override in overrides:
-            key, _, value = override.lstrip("+").partition("=")
-            seen.setdefault(key, set()).add(value)
-    return {key for key, values in seen.items() if len(values) > 1}
-
-
-def _prepared(overrides: list[str], varying: set[str], overlays: Sequence[Path], retry: bool) -> Job:
-    plain = [override.lstrip("+") for override in overrides]
-    label = " ".join(word for word in plain if word.partition("=")[0] in varying) or "the only job"
+def _prepared(overrides: list[str], overlays: Sequence[Path], sweep: SweepFolder) -> Job:
+    label = sweep.label(overrides)
     try:
-        experiment = build(compose(plain, overlays))
+        experiment = build(compose(overrides, overlays))
     except ConfigurationError as error:
-        digest = hashlib.sha256(" ".join(sorted(plain)).encode()).hexdigest()[:8]
-        outputs = next((word.partition("=")[2] for word in plain if word.startswith("outputs=")), None)
+        outputs = next((word.partition("=")[2] for word in overrides if key_of(word) == "outputs"), None)
         parent = Path(outputs or os.environ.get("LCBENCH_OUTPUTS", "outputs"))
-        folder = RunFolder(parent / "refused" / f"{_slug(label)}-{digest}")
+        folder = RunFolder(parent / "refused" / f"{slug(label) or 'job'}-{digest(sorted(overrides))}")
         folder.path.mkdir(parents=True, exist_ok=True)
         folder.write_result({"status": "failed", "error": str(error), "experiment": "refused"})
-        write_text(folder.log, f"refused: {' '.join(plain)}\n{error}\n")
-        return Job(plain, label, folder, status="failed", error=str(error))
+        write_text(folder.log, f"refused: {' '.join(overrides)}\n{error}\n")
+        sweep.add(overrides, folder.path)
+        return Job(overrides, label, folder, status="failed", error=str(error))
     folder = folder_of(experiment)
-    job = Job(plain, label, folder, steps=experiment.trainer.max_steps)
+    sweep.add(overrides, folder.path)
+    job = Job(overrides, label, folder, experiment.trainer.max_steps, overlays=overlays)
+    job.variables = {"WANDB_RUN_GROUP": sweep.group, **({"WANDB_NAME": label} if label else {})}
     if experiment.rerun:
         return job
     try:
@@ -109,13 +103,9 @@ def _prepared(overrides: list[str], varying: set[str], overlays: Sequence[Path],
     except ConfigurationError:
         # nothing there yet, or nothing that can be read: the job finds out itself
         return job
-    if record["status"] == "completed" or (record["status"] == "failed" and not retry):
+    if record["status"] == "completed" or (record["status"] == "failed" and not experiment.retry):
         job.status, job.error = record["status"], record.get("error")
     return job
-
-
-def _slug(label: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in ".-_" else "-" for letter in label)[:80]
 
 
 def launch(jobs: list[Job], console: Console) -> None:
@@ -136,7 +126,7 @@ def launch(jobs: list[Job], console: Console) -> None:
 
     before = signal.signal(signal.SIGINT, interrupted)
     try:
-        with Live(_table(jobs), console=console, refresh_per_second=4, transient=True) as live:
+        with Live(table_of(jobs), console=console, refresh_per_second=4, transient=True) as live:
             while waiting or any(job.status == "running" for job in jobs):
                 while waiting and sum(job.status == "running" for job in jobs) < at_a_time:
                     _start(waiting.pop(0), threads)
@@ -144,7 +134,7 @@ def launch(jobs: list[Job], console: Console) -> None:
                 for job in jobs:
                     if job.status == "running":
                         _look(job)
-                live.update(_table(jobs))
+                live.update(table_of(jobs))
     finally:
         signal.signal(signal.SIGINT, before)
         for job in jobs:
@@ -155,14 +145,20 @@ def launch(jobs: list[Job], console: Console) -> None:
 
 
 def _start(job: Job, threads: int) -> None:
-    words = [sys.executable, "-m", "lcbench", *job.overrides, "trainer.progress=false"]
-    variables = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    overlays = [f"--config-dir={path}" for path in job.overlays]
+    words = [sys.executable, "-m", "lcbench", *overlays, *job.overrides, "trainer.progress=false"]
     job.folder.path.mkdir(parents=True, exist_ok=True)
     with (job.folder.path / "console.log").open("wb") as screen:
         job.process = subprocess.Popen(
-            words, stdout=screen, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env={**os.environ, **variables}
+            words, stdout=screen, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=_environment(job, threads)
         )
     job.status = "running"
+
+
+def _environment(job: Job, threads: int) -> dict[str, str]:
+    """This process's, without a W&B agent's run, which is not the job's."""
+    inherited = {name: value for name, value in os.environ.items() if name not in AGENT_VARIABLES}
+    return {**inherited, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), **job.variables}
 
 
 def _look(job: Job) -> None:
@@ -191,7 +187,7 @@ def _look(job: Job) -> None:
     job.status, job.error = record["status"], record.get("error")
 
 
-def _table(jobs: Sequence[Job]) -> Table:
+def table_of(jobs: Sequence[Job]) -> Table:
     """The jobs that say something: all but the waiting ones, which are counted."""
     waiting = sum(job.status == "waiting" for job in jobs)
     done = sum(job.status == "completed" for job in jobs)
@@ -202,27 +198,7 @@ def _table(jobs: Sequence[Job]) -> Table:
     for job in jobs:
         if job.status == "running":
             step, error = job.progress()
-            table.add_row(job.label, "running", f"{step:,}/{job.steps:,}", error)
+            table.add_row(job.label or ONLY, "running", f"{step:,}/{job.steps:,}", error)
         elif job.status not in ("waiting", "completed"):
-            table.add_row(job.label, job.status, "", "")
+            table.add_row(job.label or ONLY, job.status, "", "")
     return table
-
-
-def launch_batch(job_overrides: Sequence[Sequence[str]], config: DictConfig, retry: bool) -> list[JobReturn]:
-    """What Hydra's local launcher does: run one batch; every job returns its headline error, for a search."""
-    overlays = [Path(path.removeprefix("file://")) for path in config.hydra.searchpath or []]
-    jobs = prepare(job_overrides, overlays, retry)
-    launch(jobs, Console(highlight=False))
-    return [
-        JobReturn(overrides=list(overrides), status=JobStatus.COMPLETED, _return_value=headline(job))
-        for job, overrides in zip(jobs, job_overrides, strict=True)
-    ]
-
-
-def headline(job: Job) -> float:
-    """A run's headline metric on its first evaluation set, which a search minimises; not a number if it did not
-    complete, because an exception would hide the other jobs' results from Hydra."""
-    if job.status != "completed":
-        return math.nan
-    record = job.folder.read_result()
-    return next(score.value for score in scores_of(record) if score.metric == record["task/headline"])
