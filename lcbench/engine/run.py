@@ -52,6 +52,8 @@ def run(experiment: Experiment, console: Console) -> dict[str, Any]:
     result = _record_so_far(folder, console)
     if result.get("status") == "completed" and not experiment.rerun:
         console.print("this run is finished (rerun=true starts over)")
+        if line := experiment.logger.finished_before(_facts_of(experiment, folder), result):
+            console.print(line, soft_wrap=True)
         show_run(console, result, folder.path)
         return result
     with folder.held():
@@ -135,11 +137,8 @@ class _Run:
             **{f"config/{key}": value for key, value in dotted(experiment.config).items()},
         }
         folder.write_result(self.result)
-        facts = RunFacts(
-            folder.path, experiment.config, experiment.name, folder.path.name, list(experiment.config["tags"])
-        )
         try:
-            self._say(experiment.logger.start(facts))
+            self._say(experiment.logger.start(_facts_of(experiment, folder)))
         except Exception as error:
             self._leave_logger_out(error)
 
@@ -275,6 +274,10 @@ class _Run:
             "cost/tokens_per_second": tokens / seconds if seconds else None,
             "cost/state_bytes": model.state_bytes(1, length, torch.float32),
         }
+
+
+def _facts_of(experiment: Experiment, folder: RunFolder) -> RunFacts:
+    return RunFacts(folder.path, experiment.config, experiment.name, folder.path.name, list(experiment.config["tags"]))
 
 
 def _file_log(path: Path) -> logging.Logger:

@@ -63,6 +63,10 @@ class RunLogger(ABC):
     def finish(self, result: dict[str, Any], exit_code: int) -> str | None:
         """Close, whatever happened, with the run's record; returns one line for the user, or None."""
 
+    def finished_before(self, facts: RunFacts, result: dict[str, Any]) -> str | None:
+        """Told of a run that is asked for again; returns one line for the user, or None."""
+        return None
+
     def finish_sweep(self, facts: SweepFacts, comparison: Comparison) -> str | None:
         """Take the comparison of a sweep's runs; returns one line for the user, or None."""
         return None

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import yaml
 from hydra import version
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.hydra import Hydra
@@ -43,6 +44,8 @@ def sweep(words: Sequence[str], overlays: Sequence[Path], console: Console) -> i
     Raises:
         ConfigurationError: for overrides that no job could be made of.
     """
+    # of a key given twice the last word counts, for Hydra's sweeper; Optuna's would take the one that is not searched
+    words = list({override.key_or_group: override.input_line or "" for override in parse(words)}.values())
     arguments, parsed = sweep_arguments(words, overlays), parse(words)
     outputs = _outputs_of(parsed)
     folder = SweepFolder(outputs / SWEEPS / name_of(parsed))
@@ -66,8 +69,12 @@ def sweep(words: Sequence[str], overlays: Sequence[Path], console: Console) -> i
         GlobalHydra.instance().clear()
     jobs = [job for job in _jobs(folder) if listed is None or frozenset(job.overrides) in listed]
     if stopped:
-        console.print(f"the sweep was broken off, {folder.path / 'error.log'} says where: {stopped}", soft_wrap=True)
+        where = folder.path / "error.log"
+        console.print(f"broken off: {stopped} ({where}); the same command continues", markup=False, soft_wrap=True)
     comparison = _ending(jobs, console)
+    best = folder.path / "optimization_results.yaml"
+    if not stopped and best.exists():
+        console.print(f"the search's best: {_best(best)}", markup=False, soft_wrap=True)
     if comparison is not None:
         _close(jobs, overlays, folder, comparison, console)
     return 1 if stopped or any(job.status != "completed" for job in jobs) else 0
@@ -162,6 +169,13 @@ def _ending(jobs: Sequence[Job], console: Console) -> Comparison | None:
             table.add_row(job.label or ONLY, job.status, (job.error or "").splitlines()[0] if job.error else "")
         console.print(table)
     return comparison
+
+
+def _best(file: Path) -> str:
+    """The best trial's parameters and value, as the search left them."""
+    found = yaml.safe_load(file.read_text())
+    words = [f"{plain(key)}={value}" for key, value in found["best_params"].items()]
+    return f"{' '.join(words)} with {found['best_value']:.6g}"
 
 
 def _close(

@@ -75,6 +75,9 @@ def hydra_arguments(parsed: Sequence[Override], outputs: Path, sweep: Path) -> l
     elif LOCAL not in words:
         arguments.append(f"++outputs={_quoted(outputs)}")
     if "hydra/sweeper=optuna" in words:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
         # a failed trial is told to the search as such and does not end it
         arguments += [] if "hydra.sweeper.max_failure_rate" in keys else ["hydra.sweeper.max_failure_rate=1.0"]
         # a search repeated with the same words proposes the same trials, and finds them computed
