@@ -2,8 +2,10 @@
 
 A job that fails costs that job only. What is finished is not computed again, what was interrupted continues, what
 failed is tried again with ``retry=true``. ``hydra/launcher=local`` (the default) runs as many jobs at a time as fit
-the cores of this machine.
+the cores of this machine; ``slurm`` and ``ray`` run them on a cluster, ``hydra/sweeper=optuna`` searches.
 
-    jobs.py       preparing and running jobs on this machine
-    command.py    expanding, launching anywhere, ending
+    command.py      expanding, launching, ending
+    folder.py       a sweep's own folder: what its jobs are, whoever runs them
+    launchers.py    where jobs run, and what a search learns of them
+    jobs.py         preparing jobs, and running them on this machine
 """

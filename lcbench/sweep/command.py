@@ -38,6 +38,13 @@ from lcbench.sweep.jobs import ONLY, Job, table_of
 from lcbench.sweep.launchers import BASIC_SWEEPER, LOCAL, hydra_arguments, run_job
 
 
+#: why a job has no end of its own, as far as its record tells
+UNENDED = {
+    "waiting": "never started",
+    "running": "did not end while this command ran; the same command continues",
+}
+
+
 def sweep(words: Sequence[str], overlays: Sequence[Path], console: Console) -> int:
     """Expand, launch, and end with the failures and the comparison; returns the exit code.
 
@@ -166,7 +173,8 @@ def _ending(jobs: Sequence[Job], console: Console) -> Comparison | None:
         for title in ("job", "status", "cause"):
             table.add_column(title)
         for job in rest:
-            table.add_row(job.label or ONLY, job.status, (job.error or "").splitlines()[0] if job.error else "")
+            cause = job.error or UNENDED.get(job.status, "")
+            table.add_row(job.label or ONLY, job.status, cause.partition("\n")[0])
         console.print(table)
     return comparison
 

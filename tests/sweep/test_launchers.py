@@ -193,7 +193,7 @@ def test_a_search_in_a_database_goes_on(command, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "word, extra", [("launcher=slurm", "slurm"), ("launcher=ray", "ray"), ("sweeper=optuna", "optuna")]
+    ("word", "extra"), [("launcher=slurm", "slurm"), ("launcher=ray", "ray"), ("sweeper=optuna", "optuna")]
 )
 def test_a_package_that_is_not_installed_is_said_in_a_sentence(word, extra, monkeypatch, tmp_path):
     monkeypatch.setattr(launchers, "is_installed", lambda module: False)
