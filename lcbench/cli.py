@@ -12,8 +12,8 @@ HELP = """\
 lcbench: which mechanism remembers what it has read, and at what cost
 
   lcbench [key=value ...]        train and score one run; without arguments, a one-minute demonstration
-  lcbench -m [key=a,b ...]       a sweep: every combination, as many at a time as fit the cores; the same again goes on,
-                                 retry=true repeats what failed, hydra/launcher=slurm or ray runs it elsewhere
+  lcbench -m [key=a,b ...]       a sweep: every combination, as many at a time as fit the cores; the same again
+                                 continues, retry=true repeats what failed, hydra/launcher=slurm runs it elsewhere
   lcbench list [GROUP]           what there is, a line each
   lcbench show [key=value ...]   the resolved config with parameters, tokens, operations and memory; trains nothing
   lcbench show RUN               the scores of a run's folder

@@ -37,7 +37,6 @@ from lcbench.sweep.folder import SWEEPS, SweepFolder, name_of, plain
 from lcbench.sweep.jobs import ONLY, Job, table_of
 from lcbench.sweep.launchers import BASIC_SWEEPER, LOCAL, hydra_arguments, run_job
 
-
 #: why a job has no end of its own, as far as its record tells
 UNENDED = {
     "waiting": "never started",
