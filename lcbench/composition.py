@@ -98,7 +98,7 @@ def compose(overrides: Sequence[str] = (), overlays: Sequence[Path] = ()) -> Com
     Raises:
         ConfigurationError: for any mistake in the overrides, in one sentence.
     """
-    parsed = parse(overrides)
+    parsed = _parse(overrides)
     for override in parsed:
         if override.is_sweep_override():
             raise ConfigurationError(
@@ -123,7 +123,7 @@ def sweep_arguments(overrides: Sequence[str], overlays: Sequence[Path]) -> list[
     Raises:
         ConfigurationError: for an override that no job could be made of.
     """
-    return _arguments(parse(overrides), overlays)
+    return _arguments(_parse(overrides), overlays)
 
 
 def from_config(config: dict[str, Any], trust: bool = False) -> Composition:
@@ -141,7 +141,7 @@ def from_config(config: dict[str, Any], trust: bool = False) -> Composition:
             raise ConfigurationError(
                 f"{path}._target_={target} lies outside lcbench, torch and lightning; add --trust to run its code."
             )
-    checked = _checked(OmegaConf.create({"retry": False, **config}), _Files([], {}, {}))
+    checked = _checked(OmegaConf.create(config), _Files([], {}, {}))
     return Composition(config=checked, choices={}, differs=())
 
 
@@ -227,12 +227,7 @@ def _factory(node: dict[str, Any]) -> Callable[..., Any]:
     return lambda *injected: construct(node, *injected)
 
 
-def parse(overrides: Sequence[str]) -> list[Override]:
-    """Overrides as Hydra reads them.
-
-    Raises:
-        ConfigurationError: for a word that is none.
-    """
+def _parse(overrides: Sequence[str]) -> list[Override]:
     parser = OverridesParser.create()
     parsed = []
     for text in overrides:
@@ -336,6 +331,8 @@ def _fill_defaults(node: DictConfig, files: _Files) -> None:
 
 def _checked(node: DictConfig, files: _Files) -> dict[str, Any]:
     """Resolved and plain, every group checked in order: what one reads of an earlier one is already a number."""
+    # configs that were written before it was there
+    node.setdefault("retry", False)
     for key, kind in {"seed": int, "rerun": bool, "retry": bool, "outputs": str}.items():
         value = node[key]
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):

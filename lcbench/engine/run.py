@@ -42,6 +42,10 @@ def folder_of(experiment: Experiment) -> RunFolder:
     return RunFolder(same[0] if same else parent / experiment.folder_name)
 
 
+def _facts_of(experiment: Experiment, folder: RunFolder) -> RunFacts:
+    return RunFacts(folder.path, experiment.config, experiment.name, folder.path.name, list(experiment.config["tags"]))
+
+
 def run(experiment: Experiment, console: Console) -> dict[str, Any]:
     """Train and score, or show the finished run, or continue the unfinished one.
 
@@ -274,10 +278,6 @@ class _Run:
             "cost/tokens_per_second": tokens / seconds if seconds else None,
             "cost/state_bytes": model.state_bytes(1, length, torch.float32),
         }
-
-
-def _facts_of(experiment: Experiment, folder: RunFolder) -> RunFacts:
-    return RunFacts(folder.path, experiment.config, experiment.name, folder.path.name, list(experiment.config["tags"]))
 
 
 def _file_log(path: Path) -> logging.Logger:

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from lcbench.composition import build, compose, parse, sweep_arguments
+from lcbench.composition import build, compose, sweep_arguments
 from lcbench.configs import config_directory
 from lcbench.errors import ConfigurationError
 from lcbench.logger.base import SweepFacts
@@ -33,7 +33,7 @@ from lcbench.results.compare import compare
 from lcbench.results.comparison import Comparison
 from lcbench.results.record import RunFolder, write_text
 from lcbench.results.render import render
-from lcbench.sweep.folder import SWEEPS, SweepFolder, name_of, plain
+from lcbench.sweep.folder import SWEEPS, SweepFolder, last_words, name_of, plain
 from lcbench.sweep.jobs import ONLY, Job, table_of
 from lcbench.sweep.launchers import BASIC_SWEEPER, LOCAL, hydra_arguments, run_job
 
@@ -50,9 +50,10 @@ def sweep(words: Sequence[str], overlays: Sequence[Path], console: Console) -> i
     Raises:
         ConfigurationError: for overrides that no job could be made of.
     """
-    # of a key given twice the last word counts, for Hydra's sweeper; Optuna's would take the one that is not searched
-    words = list({override.key_or_group: override.input_line or "" for override in parse(words)}.values())
-    arguments, parsed = sweep_arguments(words, overlays), parse(words)
+    sweep_arguments(words, overlays)
+    # of a key given twice Optuna's sweeper would take the word that is not searched, Hydra's the last
+    parsed = list(last_words(words).values())
+    arguments = sweep_arguments([override.input_line or "" for override in parsed], overlays)
     outputs = _outputs_of(parsed)
     folder = SweepFolder(outputs / SWEEPS / name_of(parsed))
     arguments += hydra_arguments(parsed, outputs, folder.path)

@@ -18,6 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
 from lcbench.configs import is_computed
@@ -83,6 +84,11 @@ class SweepFolder:
         return [JobFile(job["overrides"], Path(job["run"]) if job["run"] else None) for job in found]
 
 
+def last_words(words: Iterable[str]) -> dict[str, Override]:
+    """By key, the last of the words that are about it, which counts for Hydra."""
+    return {override.key_or_group: override for override in OverridesParser.create().parse_overrides(list(words))}
+
+
 def plain(override: str) -> str:
     """An override as a user types it: Hydra's ``++`` is not needed here."""
     return override.lstrip("+")
@@ -103,10 +109,11 @@ def slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-")[:80]
 
 
-def name_of(parsed: Sequence[Override]) -> str:
+def name_of(parsed: Iterable[Override]) -> str:
     """A sweep's name: what varies, readable, and the hash of all that decides what its jobs compute."""
-    words = sorted(plain(override.input_line or "") for override in parsed if _decides(override.key_or_group))
-    varying = sorted(plain(o.input_line or "") for o in parsed if o.is_sweep_override() and _decides(o.key_or_group))
+    deciding = [override for override in parsed if _decides(override.key_or_group)]
+    words = sorted(plain(override.input_line or "") for override in deciding)
+    varying = sorted(plain(override.input_line or "") for override in deciding if override.is_sweep_override())
     return f"{slug('_'.join(varying)) or 'sweep'}-{digest(words)}"
 
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from lcbench.composition import parse
-from lcbench.sweep.folder import SweepFolder, name_of
+from lcbench.sweep.folder import SweepFolder, last_words, name_of
 
 
 def name(*words: str) -> str:
-    return name_of(parse(words))
+    return name_of(last_words(words).values())
 
 
 def test_a_name_says_what_varies_and_is_unique_to_what_is_computed():
     assert name("position=rope,cope", "seed=0,1", "task=counting").startswith("position-rope-cope_seed-0-1-")
     assert name("position=rope,cope", "seed=0,1") != name("position=rope,cope", "seed=0,1", "task=counting")
     assert name("experiment=cope/flip_flop", "seed=0,1") != name("seed=0,1")
+    assert name("seed=0,1", "seed=2,3") == name("seed=2,3")
     assert name("hydra.sweeper.n_trials=3") != name("hydra.sweeper.n_trials=4")
 
 

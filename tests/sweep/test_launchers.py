@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lcbench.composition import parse
 from lcbench.errors import ConfigurationError
 from lcbench.sweep import launchers
+from lcbench.sweep.folder import last_words
 from tests.conftest import TINY
 
 #: two jobs, of which one diverges; steps and lengths so few that an import is most of a job
@@ -198,7 +198,7 @@ def test_a_search_in_a_database_goes_on(command, tmp_path):
 def test_a_package_that_is_not_installed_is_said_in_a_sentence(word, extra, monkeypatch, tmp_path):
     monkeypatch.setattr(launchers, "is_installed", lambda module: False)
     with pytest.raises(ConfigurationError, match=rf"hydra/{word}: .* pip install 'lcbench\[{extra}\]'"):
-        launchers.hydra_arguments(parse([f"hydra/{word}", "seed=0,1"]), tmp_path, tmp_path)
+        launchers.hydra_arguments(list(last_words([f"hydra/{word}", "seed=0,1"]).values()), tmp_path, tmp_path)
 
 
 def test_what_is_not_there_is_not_installed():
