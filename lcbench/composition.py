@@ -219,6 +219,7 @@ def build(composition: Composition, trained: bool = False) -> Experiment:
         identity=composition.hash,
         outputs=Path(config["outputs"]),
         rerun=config["rerun"],
+        retry=config["retry"],
         task=task,
         dataset=construct(config["dataset"], task, config["seed"], trainer.batch_size),
         make_model=lambda: construct_model(config, len(task.vocabulary)),
@@ -397,7 +398,9 @@ def _fill_group(node: DictConfig, group: str, files: _Files) -> None:
 
 def _checked(node: DictConfig, files: _Files) -> dict[str, Any]:
     """Resolved and plain, every group checked in order: what one reads of an earlier one is already a number."""
-    for key, kind in {"seed": int, "rerun": bool, "outputs": str}.items():
+    # configs that were written before it was there
+    node.setdefault("retry", False)
+    for key, kind in {"seed": int, "rerun": bool, "retry": bool, "outputs": str}.items():
         value = node[key]
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             raise ConfigurationError(f"{key}={value} ({files.origin(key)}): must be {kind.__name__}.")

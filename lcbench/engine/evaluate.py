@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 import traceback
 from dataclasses import dataclass
@@ -21,10 +22,11 @@ from lcbench.cost.memory import peak_memory_bytes, reset_peak_memory
 from lcbench.engine.callbacks import load_checkpoint, network_weights, newest_checkpoint
 from lcbench.engine.evaluation import scored_sets
 from lcbench.engine.experiment import Experiment
+from lcbench.engine.faults import cause_of
 from lcbench.engine.interrupt import Interrupted, StopRequest
 from lcbench.engine.machine import facts_of_machine
 from lcbench.engine.progress import Progress
-from lcbench.engine.run import NO_ROOM, file_log
+from lcbench.engine.run import LogFile, described
 from lcbench.errors import ConfigurationError
 from lcbench.logger.base import RunFacts
 from lcbench.results.evaluations import show_evaluation
@@ -114,54 +116,65 @@ class _Evaluation:
     before: dict[str, Any]
 
     def execute(self) -> dict[str, Any]:
-        experiment, settings = self.experiment, self.experiment.trainer
         self.began = time.perf_counter()
-        self.device = torch.device(settings.device)
+        self.device = torch.device(self.experiment.trainer.device)
         reset_peak_memory(self.device)
         self.result = self._first_record()
-        self._write()
-        self.log = file_log(self.path.with_suffix(".log"))
+        self.log = logging.Logger(f"lcbench.{self.path.stem}")
+        # until the log is open; without any, logging writes to the screen
+        self.log.addHandler(logging.NullHandler())
         self.stop = StopRequest(self.console)
-        exit_code = 1
-        try:
-            self._start_logger()
-            with self.stop, Progress(self.console, settings.progress) as progress:
-                self._score(progress)
-            self.result["status"] = "completed"
-            exit_code = 0
-        except (Interrupted, KeyboardInterrupt):
-            self.result |= {"status": "interrupted", "error": "stopped by Ctrl-C; the same command continues"}
-            self.log.info("interrupted")
-            exit_code = 130
-        except Exception as error:
-            self.log.error("%s", traceback.format_exc())
-            self.result |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
-            if isinstance(error, OSError) and error.errno in NO_ROOM:
-                self.result["error"] = f"no room to write ({error}); the same command continues"
-            else:
-                self.console.print(traceback.format_exc(), markup=False, soft_wrap=True)
-        finally:
+        with self.stop:
+            exit_code = self._executed()
             try:
-                self._write()
-            except OSError as error:
-                self.console.print(f"the record could not be written: {error}", soft_wrap=True)
-            self._close(experiment, exit_code)
+                self._close(exit_code)
+            finally:
+                with self.stop.finishing():
+                    self._write_last()
         show_evaluation(self.console, self.path, self.result)
         return self.result
 
+    def _executed(self) -> int:
+        """Does all the work and says in the record how it ended; returns the exit code for the logger."""
+        try:
+            self._write()
+            self.log.addHandler(LogFile.of(self.path.with_suffix(".log")))
+            self._start_logger()
+            with Progress(self.console, self.experiment.trainer.progress) as progress:
+                self._score(progress)
+        except (Interrupted, KeyboardInterrupt) as error:
+            stopped = error if isinstance(error, Interrupted) else Interrupted()
+            self.result |= {"status": "interrupted", "error": stopped.cause, "signal": stopped.signal.name}
+            self.log.info("%s", stopped.cause)
+            return int(str(stopped.code))
+        except Exception as error:
+            self.log.error("%s", traceback.format_exc())
+            cause = cause_of(error)
+            self.result |= {"status": "failed", "error": cause or f"{type(error).__name__}: {error}"}
+            if cause is None:
+                self.console.print(traceback.format_exc(), markup=False, soft_wrap=True)
+            return 1
+        self.result["status"] = "completed"
+        return 0
+
+    def _write_last(self) -> None:
+        try:
+            self._write()
+        except OSError as error:
+            self.console.print(f"the record could not be written: {error}", soft_wrap=True)
+
     def _first_record(self) -> dict[str, Any]:
-        experiment, task, evaluation = self.experiment, self.experiment.task, self.experiment.evaluation
+        experiment = self.experiment
+        # the config that the run was trained with stands in the run's own record
+        facts = {key: value for key, value in described(experiment).items() if not key.startswith("config/")}
         config = {key: experiment.config[key] for key in ("evaluation", "trainer")}
         return {
             "status": "running",
             "error": None,
-            "seed": experiment.seed,
-            "experiment": experiment.name,
-            "task/headline": task.headline,
-            **{f"chance/{metric}": value for metric, value in task.chance.items()},
+            **facts,
             **facts_of_machine(experiment.trainer.device),
             "evaluated/run": self.folder.path.resolve().name,
-            "evaluated/checkpoint": evaluation.checkpoint,
+            "evaluated/checkpoint": experiment.evaluation.checkpoint,
             "evaluated/step": self.content["global_step"],
             **{f"config/{key}": value for key, value in dotted(config).items()},
             **{key: value for key, value in self.before.items() if key.startswith("scores/")},
@@ -200,9 +213,9 @@ class _Evaluation:
             self._say(f"the logger failed and is left out: {type(error).__name__}: {error}")
             self.log.error("%s", traceback.format_exc())
 
-    def _close(self, experiment: Experiment, exit_code: int) -> None:
+    def _close(self, exit_code: int) -> None:
         try:
-            self._say(experiment.logger.finish(self.result, exit_code))
+            self._say(self.experiment.logger.finish(self.result, exit_code))
         except Exception:
             self._say(f"the logger could not be closed; {self.path.with_suffix('.log').name} says why")
             self.log.error("%s", traceback.format_exc())

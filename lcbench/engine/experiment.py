@@ -34,6 +34,7 @@ class Experiment:
         identity: 8 hex digits of what is computed.
         outputs: where runs are kept.
         rerun: start over although the run exists.
+        retry: in a sweep, run again what failed.
         task, dataset, make_model, objective, optimizer, trainer, evaluation, logger: the parts.
     """
 
@@ -44,6 +45,7 @@ class Experiment:
     identity: str
     outputs: Path
     rerun: bool
+    retry: bool
     task: Task
     dataset: Synthetic
     make_model: Callable[[], Model]
