@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from lcbench.errors import ConfigurationError, closest
+from lcbench.engine.interrupt import Interrupted, belongs_to_sweep, preemptible, requeue
+from lcbench.errors import ConfigurationError, closest, no_room
 
 HELP = """\
 lcbench: which mechanism remembers what it has read, and at what cost
 
   lcbench [key=value ...]        train and score one run; without arguments, a one-minute demonstration
-  lcbench -m [key=a,b ...]       a sweep: every combination, as many at a time as fit the cores
+  lcbench -m [key=a,b ...]       a sweep: every combination, as many at a time as fit the cores; the same again
+                                 continues, retry=true repeats what failed, hydra/launcher=slurm runs it elsewhere
   lcbench list [GROUP]           what there is, a line each
   lcbench show [key=value ...]   the resolved config with parameters, tokens, operations and memory; trains nothing
   lcbench show RUN               the scores of a run's folder
   lcbench compare PATHS          a table of runs, one row per configuration: mean and 95 % interval over seeds, cost
-  lcbench resume RUN             continue a run that was stopped
+  lcbench resume RUN             continue a stopped run; with trainer.max_steps=N, a new run that goes on from it
+  lcbench evaluate RUN [evaluation.key=value ...]    score a trained network elsewhere: lengths=[1k,4k], sets=[sparse]
   lcbench verify [key=value ...] the conformance suite on this composition: a certificate
   lcbench doctor                 what this machine has and lacks
 
@@ -40,24 +45,43 @@ examples
   lcbench experiment=cope/flip_flop logger=none
   lcbench show experiment=cope/flip_flop_paper
   lcbench compare outputs/flip_flop --against position=rope
+  lcbench evaluate outputs/flip_flop/default-1a2b3c4d evaluation.sets=[sparse] evaluation.lengths=[1k,4k]
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0 done, 1 failed, 2 the user's mistake, 130 interrupted."""
+    """Run the command line.
+
+    Returns:
+        The exit code: 0 done, 1 failed, 2 the user's mistake, 130 Ctrl-C, 75 stopped by another signal and worth
+        another try.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    in_sweep = False
     try:
-        return _dispatch(words)
+        with preemptible():
+            in_sweep = belongs_to_sweep()
+            return _dispatch(words)
+    except Interrupted as stopped:
+        if not in_sweep:
+            requeue(stopped)
+        return int(str(stopped.code))
     except ConfigurationError as error:
         print(f"lcbench: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("lcbench: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        # the reader (head, less) has seen enough
-        sys.stderr.close()
-        return 0
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            # the reader (head, less) has seen enough
+            sys.stderr.close()
+            return 0
+        cause = no_room(error)
+        if cause is None:
+            raise
+        print(f"lcbench: {cause}", file=sys.stderr)
+        return 1
 
 
 def _dispatch(words: list[str]) -> int:
@@ -130,8 +154,10 @@ def _run(words: list[str], overlays: list[Path], trust: bool) -> int:
     return _exit_code(result)
 
 
-def _exit_code(result: dict[str, object]) -> int:
-    return {"completed": 0, "interrupted": 130}.get(str(result["status"]), 1)
+def _exit_code(result: dict[str, Any]) -> int:
+    if result["status"] == "interrupted":
+        raise Interrupted(signal.Signals[result["signal"]])
+    return 0 if result["status"] == "completed" else 1
 
 
 def _suggestions(words: list[str]) -> list[str]:
@@ -152,7 +178,7 @@ def _suggestions(words: list[str]) -> list[str]:
 def _sweep(words: list[str], overlays: list[Path]) -> int:
     from rich.console import Console
 
-    from lcbench.sweep import sweep
+    from lcbench.sweep.command import sweep
 
     return sweep(words, overlays, Console(highlight=False))
 
@@ -160,15 +186,27 @@ def _sweep(words: list[str], overlays: list[Path]) -> int:
 def _resume(words: list[str], overlays: list[Path], trust: bool) -> int:
     from rich.console import Console
 
-    if len(words) != 1:
-        raise ConfigurationError("resume takes one run's folder: lcbench resume outputs/flip_flop/default-1a2b3c4d.")
-    from lcbench.trained import experiment_of
+    path = _run_of("resume", words)
+    from lcbench.again import resume
 
-    console = Console(highlight=False)
-    experiment = experiment_of(Path(words[0]), trust)
-    from lcbench.engine.run import run
+    return _exit_code(resume(path, words[1:], Console(highlight=False), trust, overlays))
 
-    return _exit_code(run(experiment, console))
+
+def _evaluate(words: list[str], overlays: list[Path], trust: bool) -> int:
+    from rich.console import Console
+
+    path = _run_of("evaluate", words)
+    from lcbench.again import evaluate
+
+    return _exit_code(evaluate(path, words[1:], Console(highlight=False), trust, overlays))
+
+
+def _run_of(verb: str, words: list[str]) -> Path:
+    if not words or "=" in words[0] or any("=" not in word for word in words[1:]):
+        raise ConfigurationError(
+            f"{verb} takes one run's folder, then overrides: lcbench {verb} outputs/flip_flop/default-1a2b3c4d."
+        )
+    return Path(words[0])
 
 
 def _show(words: list[str], overlays: list[Path], trust: bool) -> int:
@@ -176,10 +214,12 @@ def _show(words: list[str], overlays: list[Path], trust: bool) -> int:
 
     console = Console(highlight=False)
     if len(words) == 1 and "=" not in words[0]:
+        from lcbench.results.evaluations import show_evaluations
         from lcbench.results.record import RunFolder
         from lcbench.results.table import show_run
 
         show_run(console, RunFolder(Path(words[0])).read_result(), Path(words[0]))
+        show_evaluations(console, Path(words[0]))
         return 0
     from lcbench.composition import build, compose
     from lcbench.engine.show import show
@@ -239,6 +279,7 @@ VERBS: dict[str, Callable[[list[str], list[Path], bool], int]] = {
     "show": _show,
     "compare": _compare,
     "resume": _resume,
+    "evaluate": _evaluate,
     "verify": _verify,
     "doctor": _doctor,
 }

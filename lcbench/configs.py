@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 #: what decides where and how a run is watched, not what it computes: no part of its identity
-NOT_COMPUTED = ("outputs", "rerun", "logger", "trainer.progress", "experiment", "tags")
+NOT_COMPUTED = ("outputs", "rerun", "retry", "logger", "trainer.progress", "experiment", "tags")
 
 
 def is_computed(key: str) -> bool:

@@ -12,7 +12,14 @@ from lcbench.configs import config_directory
 from lcbench.engine.machine import memory_bytes, processor
 from lcbench.results.table import human_bytes
 
-OPTIONAL = {"tensorboard": "logger=tensorboard", "wandb": "logger=wandb"}
+#: by package, what needs it and how it is installed
+OPTIONAL = {
+    "wandb": ("logger=wandb", "wandb"),
+    "tensorboard": ("logger=tensorboard", "'lcbench[tensorboard]'"),
+    "submitit": ("hydra/launcher=slurm", "'lcbench[slurm]'"),
+    "ray": ("hydra/launcher=ray", "'lcbench[ray]'"),
+    "optuna": ("hydra/sweeper=optuna", "'lcbench[optuna]'"),
+}
 
 
 def report() -> str:
@@ -37,9 +44,10 @@ def _packages() -> list[str]:
             lines.append(f"{package:<12} {metadata.version(package)}")
         except metadata.PackageNotFoundError:
             lines.append(f"{package:<12} missing: pip install {package}")
-    for package, use in OPTIONAL.items():
+    for package, (use, extra) in OPTIONAL.items():
         there = importlib.util.find_spec(package) is not None
-        lines.append(f"{package:<12} {metadata.version(package) if there else f'missing: {use} needs it'}")
+        missing = f"missing: {use} needs it, pip install {extra}"
+        lines.append(f"{package:<12} {metadata.version(package) if there else missing}")
     return lines
 
 

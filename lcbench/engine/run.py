@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import logging
 import time
 import traceback
@@ -13,15 +13,26 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import yaml
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from rich.console import Console
 
 from lcbench.cost.memory import peak_memory_bytes, reset_peak_memory
-from lcbench.engine.callbacks import Checkpoints, Curves, link, load_checkpoint
-from lcbench.engine.evaluation import score
+from lcbench.engine.callbacks import (
+    CheckpointFiles,
+    Checkpoints,
+    Curves,
+    link,
+    load_checkpoint,
+    network_weights,
+    newest_checkpoint,
+)
+from lcbench.engine.evaluation import scored_sets
 from lcbench.engine.experiment import Experiment, cost_of
+from lcbench.engine.faults import cause_of
 from lcbench.engine.interrupt import Interrupted, StopRequest
 from lcbench.engine.machine import facts_of_machine
 from lcbench.engine.module import DivergenceError, TrainingModule
+from lcbench.engine.origin import Origin
 from lcbench.engine.progress import Progress
 from lcbench.errors import ConfigurationError
 from lcbench.logger.base import RunFacts
@@ -31,33 +42,59 @@ from lcbench.results.runs import dotted
 from lcbench.results.table import show_run
 from lcbench.task.base import TRAIN
 
-#: a full disk, a used-up quota, a file beyond the largest size allowed
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
-
-def folder_of(experiment: Experiment) -> RunFolder:
-    """The run's folder: the one that already holds what is computed here, or a new name."""
-    parent = experiment.outputs / experiment.name
+def folder_of(experiment: Experiment, parent: Path | None = None) -> RunFolder:
+    """The run's folder in ``parent``: the one that already holds what is computed here, or a new name."""
+    parent = parent or experiment.outputs / experiment.name
     same = sorted(parent.glob(f"*-{experiment.identity}"))
     return RunFolder(same[0] if same else parent / experiment.folder_name)
 
 
-def run(experiment: Experiment, console: Console) -> dict[str, Any]:
+def _facts_of(experiment: Experiment, folder: RunFolder) -> RunFacts:
+    return RunFacts(folder.path, experiment.config, experiment.name, folder.path.name, list(experiment.config["tags"]))
+
+
+def described(experiment: Experiment) -> dict[str, Any]:
+    """What a record says of a run before it has begun."""
+    task = experiment.task
+    return {
+        "seed": experiment.seed,
+        "experiment": experiment.name,
+        "task/headline": task.headline,
+        **{f"chance/{metric}": value for metric, value in task.chance.items()},
+        # thousands of records are compared by their configs, and config.yaml takes ten times as long to read
+        **{f"config/{key}": value for key, value in dotted(experiment.config).items()},
+    }
+
+
+def run(
+    experiment: Experiment, console: Console, folder: RunFolder | None = None, origin: Origin | None = None
+) -> dict[str, Any]:
     """Train and score, or show the finished run, or continue the unfinished one.
+
+    Args:
+        experiment: the parts of the run.
+        console: where to show it.
+        folder: where the run lies, if not where its config says.
+        origin: the run that a new one continues.
 
     Returns:
         The run's record; ``status`` is completed, failed or interrupted.
     """
-    folder = folder_of(experiment)
+    folder = folder or folder_of(experiment)
     result = _record_so_far(folder, console)
     if result.get("status") == "completed" and not experiment.rerun:
         console.print("this run is finished (rerun=true starts over)")
+        if line := experiment.logger.finished_before(_facts_of(experiment, folder), result):
+            console.print(line, soft_wrap=True)
         show_run(console, result, folder.path)
         return result
     with folder.held():
         if experiment.rerun:
             folder.clear()
             result = {}
+        if origin is not None:
+            result = origin.begin(folder) | result
         return _Run(experiment, folder, console, result).execute()
 
 
@@ -75,79 +112,88 @@ def _record_so_far(folder: RunFolder, console: Console) -> dict[str, Any]:
 class _Run:
     def __init__(self, experiment: Experiment, folder: RunFolder, console: Console, before: dict[str, Any]) -> None:
         self.earlier_seconds = before.get("cost/wall_seconds", 0.0)
+        self.continues = {key: value for key, value in before.items() if key.startswith("continues/")}
         self.experiment, self.folder, self.console = experiment, folder, console
         self.progress = Progress(console, experiment.trainer.progress)
         self.stop = StopRequest(console)
         self.device = torch.device(experiment.trainer.device)
+        self.log = logging.Logger(f"lcbench.{folder.path.name}")
+        # until run.log is open; without any, logging writes to the screen
+        self.log.addHandler(logging.NullHandler())
         self.result: dict[str, Any] = {}
-        self.logger_works = True
+        self.logger_started, self.logger_works = False, True
 
     def execute(self) -> dict[str, Any]:
         began = time.perf_counter()
         reset_peak_memory(self.device)
-        self._open()
-        exit_code = 1
-        try:
-            with self.stop, self.progress:
-                scores = self._train_and_score()
-            self.result |= {"status": "completed", **scores}
-            exit_code = 0
-        except (Interrupted, KeyboardInterrupt):
-            self.result |= {"status": "interrupted", "error": "stopped by Ctrl-C; the same command continues"}
-            self.log.info("interrupted")
-            exit_code = 130
-        except DivergenceError as error:
-            self.result |= {"status": "failed", "error": str(error)}
-            self.log.error("%s", error)
-        except Exception as error:
-            self.log.error("%s", traceback.format_exc())
-            if isinstance(error, OSError) and error.errno in NO_ROOM:
-                cause = f"no room to write ({error}); earlier files are intact, the same command continues"
-                self.result |= {"status": "failed", "error": cause}
-            else:
-                self.result |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
-                self.console.print(traceback.format_exc(), markup=False, soft_wrap=True)
-        finally:
+        with self.stop:
+            exit_code = self._executed()
             self.result["cost/wall_seconds"] = self.earlier_seconds + time.perf_counter() - began
             self.result["cost/peak_memory_bytes"] = peak_memory_bytes(self.device)
             try:
-                self.folder.write_result(self.result)
-            except OSError as error:
-                self.console.print(f"the record could not be written: {error}", soft_wrap=True)
-            self._close(exit_code)
+                # before the record: a run killed in between is scored and logged again, not lost to the logger
+                self._close(exit_code)
+            finally:
+                with self.stop.finishing():
+                    self._write_record()
         show_run(self.console, self.result, self.folder.path)
         return self.result
 
+    def _write_record(self) -> None:
+        try:
+            self.folder.write_result(self.result)
+        except OSError as error:
+            self.console.print(f"the record could not be written: {error}", soft_wrap=True)
+
+    def _executed(self) -> int:
+        """Does all the work and says in the record how it ended; returns the exit code for the logger."""
+        try:
+            self._open()
+            with self.progress:
+                scores = self._train_and_score()
+        except (Interrupted, KeyboardInterrupt) as error:
+            stopped = error if isinstance(error, Interrupted) else Interrupted()
+            self.result |= {"status": "interrupted", "error": stopped.cause, "signal": stopped.signal.name}
+            self.log.info("%s", stopped.cause)
+            return int(str(stopped.code))
+        except (DivergenceError, ConfigurationError) as error:
+            self.result |= {"status": "failed", "error": str(error)}
+            self.log.error("%s", error)
+            return 1
+        except Exception as error:
+            self.log.error("%s", traceback.format_exc())
+            cause = cause_of(error)
+            self.result |= {"status": "failed", "error": cause or f"{type(error).__name__}: {error}"}
+            if cause is None:
+                self.console.print(traceback.format_exc(), markup=False, soft_wrap=True)
+            return 1
+        self.result |= {"status": "completed", **scores}
+        return 0
+
     def _open(self) -> None:
         experiment, folder = self.experiment, self.folder
-        write_text(folder.config, "# what this run computes, resolved\n" + yaml.safe_dump(experiment.config))
-        self.log = _file_log(folder.log)
-        task = experiment.task
         self.result = {
             "status": "running",
             "error": None,
-            "seed": experiment.seed,
-            "experiment": experiment.name,
-            "task/headline": task.headline,
-            **{f"chance/{metric}": value for metric, value in task.chance.items()},
+            **described(experiment),
+            **self.continues,
             **facts_of_machine(experiment.trainer.device),
-            # thousands of records are compared by their configs, and config.yaml takes ten times as long to read
-            **{f"config/{key}": value for key, value in dotted(experiment.config).items()},
         }
+        self.log.addHandler(LogFile.of(folder.log))
+        write_text(folder.config, "# what this run computes, resolved\n" + yaml.safe_dump(experiment.config))
         folder.write_result(self.result)
-        facts = RunFacts(
-            folder.path, experiment.config, experiment.name, folder.path.name, list(experiment.config["tags"])
-        )
+        self.logger_started = True
         try:
-            self._say(experiment.logger.start(facts))
+            self._say(experiment.logger.start(_facts_of(experiment, folder)))
         except Exception as error:
             self._leave_logger_out(error)
 
     def _close(self, exit_code: int) -> None:
         try:
-            self._say(self.experiment.logger.finish(self.result, exit_code))
+            if self.logger_started:
+                self._say(self.experiment.logger.finish(self.result, exit_code))
         except Exception:
-            # the record is written already, and a watcher's failure must not turn a finished run into a failed one
+            # a watcher's failure must not turn a finished run into a failed one
             self._say("the logger could not be closed; run.log says why")
             self.log.error("%s", traceback.format_exc())
         for handler in list(self.log.handlers):
@@ -166,9 +212,8 @@ class _Run:
         pl.seed_everything(self.experiment.seed, verbose=False)
         model = self.experiment.make_model()
         checkpoint, step = self._newest_checkpoint()
-        first_batch = 0
+        first_batch = step * settings.accumulate
         if checkpoint is not None:
-            first_batch = step * settings.accumulate
             self._say(f"continuing after step {step}")
         module = TrainingModule(self.experiment, model, first_batch)
         curves = Curves(self.folder, self.experiment, self.progress, self._log_metrics)
@@ -179,27 +224,21 @@ class _Run:
             warnings.filterwarnings("ignore", module=r"lightning\..*")
             trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
         seconds = curves.clock.read()
-        scores = self._score(model)
+        scores = self._score(model, trainer.global_step)
         measures = {f"measures/{name}": value for name, value in module.measured().items()}
         return {**scores, **self._cost(model, module.tokens_seen, seconds, trainer.global_step), **measures}
 
     def _newest_checkpoint(self) -> tuple[Path | None, int]:
         """The newest checkpoint that can be read, and its step."""
-        for name in ("last.ckpt", "previous.ckpt"):
-            path = self.folder.checkpoints / name
-            if not path.exists():
-                continue
-            try:
-                step: int = load_checkpoint(path)["global_step"]
-                if name != "last.ckpt":
-                    # the damaged one must not take the good one's place at the next save
-                    link(path, self.folder.checkpoints / "last.ckpt")
-                return path, step
-            except Exception as error:
-                # whatever a damaged file makes the reader raise, an older one is better than none
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0][:100]
-                self._say(f"{name} cannot be read ({reason}); trying the one before")
-        return None, 0
+        path, content = newest_checkpoint(self.folder, self._say)
+        if path is None:
+            if "continues" in self.experiment.config:
+                raise ConfigurationError("no checkpoint is left to continue from; resume the first run again")
+            return None, 0
+        if path.name != "last.ckpt":
+            # a damaged one must not take the good one's place at the next save
+            link(path, self.folder.checkpoints / "last.ckpt")
+        return path, content["global_step"]
 
     def _trainer(self, callbacks: list[pl.Callback]) -> pl.Trainer:
         settings = self.experiment.trainer
@@ -214,6 +253,8 @@ class _Run:
             gradient_clip_val=self.experiment.optimizer.clip_norm,
             deterministic=settings.deterministic,
             callbacks=callbacks,
+            # one process on one device, wherever it runs: under SLURM Lightning would requeue the job itself
+            plugins=[LightningEnvironment(), CheckpointFiles()],
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -235,30 +276,17 @@ class _Run:
         self._say(f"the logger failed and is left out from here on: {type(error).__name__}: {error}")
         self.log.error("%s", traceback.format_exc())
 
-    def _score(self, model: Model) -> dict[str, Any]:
-        experiment, evaluation = self.experiment, self.experiment.evaluation
-        model.to(experiment.trainer.device)
-        scores: dict[str, Any] = {}
-        for name in experiment.evaluation_sets():
-            self.progress.begin(f"scoring {name}", evaluation.examples)
-            found = score(
-                model,
-                experiment.task,
-                name,
-                examples=evaluation.examples,
-                batch_size=evaluation.batch_size,
-                seed=evaluation.seed,
-                device=experiment.trainer.device,
-                precision=experiment.trainer.precision,
-                tick=self._tick,
-            )
+    def _score(self, model: Model, step: int) -> dict[str, Any]:
+        checkpoint = self.experiment.evaluation.checkpoint
+        if checkpoint == "best":
+            content = load_checkpoint(self.folder.checkpoints / "best.ckpt")
+            model.load_state_dict(network_weights(content))
+            step = content["global_step"]
+        scores: dict[str, Any] = {"evaluated/checkpoint": checkpoint, "evaluated/step": step}
+        for name, found in scored_sets(model, self.experiment, self.progress, self.stop.check):
             scores |= {f"scores/{name}/{metric}": value for metric, value in found.items()}
             self.log.info("scored %s", name)
         return scores
-
-    def _tick(self, done: int) -> None:
-        self.stop.check()
-        self.progress.tick(done)
 
     def _cost(self, model: Model, tokens: int, seconds: float, steps: int) -> dict[str, Any]:
         try:
@@ -278,9 +306,18 @@ class _Run:
         }
 
 
-def _file_log(path: Path) -> logging.Logger:
-    logger = logging.Logger(f"lcbench.{path.parent.name}")
-    handler = logging.FileHandler(path)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logger.addHandler(handler)
-    return logger
+class LogFile(logging.FileHandler):
+    """run.log; what it cannot write, on a full disk, is no reason to stop: the record says how a run ended."""
+
+    @classmethod
+    def of(cls, path: Path) -> LogFile:
+        handler = cls(path)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        return handler
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 logging's name
+        return None

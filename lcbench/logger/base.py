@@ -8,7 +8,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lcbench.results.comparison import Comparison
 
 
 @dataclass(frozen=True)
@@ -21,12 +24,31 @@ class RunFacts:
         experiment: what the run belongs to.
         name: the folder's name.
         tags: words to find it by.
+        job: train or evaluate.
+        evaluated: the folder of the run that an evaluation scores; None for a run.
     """
 
     folder: Path
     config: dict[str, Any]
     experiment: str
     name: str
+    tags: list[str]
+    job: str = "train"
+    evaluated: Path | None = None
+
+
+@dataclass(frozen=True)
+class SweepFacts:
+    """What a logger is told of a sweep whose runs it has watched.
+
+    Args:
+        folder: the sweep's own folder.
+        group: what its runs are grouped by.
+        tags: words to find it by.
+    """
+
+    folder: Path
+    group: str
     tags: list[str]
 
 
@@ -44,3 +66,11 @@ class RunLogger(ABC):
     @abstractmethod
     def finish(self, result: dict[str, Any], exit_code: int) -> str | None:
         """Close, whatever happened, with the run's record; returns one line for the user, or None."""
+
+    def finished_before(self, facts: RunFacts, result: dict[str, Any]) -> str | None:
+        """Told of a run that is asked for again; returns one line for the user, or None."""
+        return None
+
+    def finish_sweep(self, facts: SweepFacts, comparison: Comparison) -> str | None:
+        """Take the comparison of a sweep's runs; returns one line for the user, or None."""
+        return None

@@ -16,14 +16,19 @@ SCORE_CELLS = ("mean", "low", "high", "median", "n", "solved", "mark")
 
 def as_csv(comparison: Comparison) -> str:
     """One line per row of every table. Empty cells are unknown or do not apply."""
+    names, lines = as_lines(comparison)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([names, *lines])
+    return text.getvalue()
+
+
+def as_lines(comparison: Comparison) -> tuple[list[str], list[list[Any]]]:
+    """The columns' names, and one line per row of every table; None is unknown or does not apply."""
     records = [_flat(table, row) for table in comparison.tables for row in table.rows]
     # names that only some tables have come behind those of the tables before
     names = list(dict.fromkeys(name for record in records for name in record))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    return text.getvalue()
+    return names, [[record.get(name) for name in names] for record in records]
 
 
 def _flat(table: Table, row: Row) -> dict[str, Any]:

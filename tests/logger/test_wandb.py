@@ -39,7 +39,14 @@ def test_an_offline_run_reads_back_as_the_record(run_here, no_account):
     found = json.loads(inspect(binary_of(folder), "--summary"))
     assert (found["state"], found["exit_code"], found["project"]) == ("finished", 0, "lcbench")
     assert found["name"] == folder.name
-    assert found["tags"] == ["first", "try"]
+    assert found["tags"] == [
+        "first",
+        "try",
+        "task=flip_flop",
+        "model=decoder",
+        "attention=full",
+        "position=cope",
+    ]
     assert found["config"] == yaml.safe_load((folder / "config.yaml").read_text())
     for key, value in json.loads((folder / "result.json").read_text()).items():
         if value is not None and not key.startswith("config/"):
@@ -141,5 +148,5 @@ assert "wandb" not in sys.modules
 def test_sweep_agent_variables_do_not_leak_into_a_run(run_here, no_account, monkeypatch):
     monkeypatch.setenv("WANDB_RUN_ID", "agents-own-run")
     _, folder, _ = run_here("logger=wandb")
-    assert (folder / "wandb" / "id").read_text() != "agents-own-run"
+    assert json.loads((folder / "wandb" / "page.json").read_text())["id"] != "agents-own-run"
     assert not list((folder / "wandb").glob("*agents-own-run*"))
