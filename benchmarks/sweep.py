@@ -87,7 +87,7 @@ def two_jobs(name: str, rounds: int) -> None:
         against_same.append(swept / same)
         print(
             f"{name} round {number + 1}: sweep {swept:.1f} s, one after the other {default:.1f} s with {cores} "
-            f"threads, {same:.1f} s with {threads}; ratios {swept / default:.2f}, {swept / same:.2f}; processor seconds "
+            f"threads, {same:.1f} s with {threads}; ratios {swept / default:.2f}, {swept / same:.2f}; processor s "
             f"{middle - start:.1f}, {same_start - middle:.1f}, {end - same_start:.1f}; load {os.getloadavg()[0]:.1f}",
             flush=True,
         )

@@ -127,7 +127,7 @@ class Synthetic:
             parts.append(self._epoch_order(epoch, self.size)[place:last])
             first += last - place
         rows = torch.from_numpy(np.concatenate(parts))
-        return self._fixed_set(self.size).select(rows).map(_widen)
+        return self._fixed_set(self.size).select(rows).map(widen)
 
     def loader(self, start: int = 0, stop: int | None = None) -> Loader:
         """Batches ``start`` to ``stop - 1``, or without end; drawn by worker processes if there are any."""
@@ -136,7 +136,7 @@ class Synthetic:
     def _fixed_set(self, size: int) -> Batch:
         if self._fixed is None:
             step = self.examples.block_size
-            blocks = [self.examples.take(i, min(i + step, size)).map(_narrow) for i in range(0, size, step)]
+            blocks = [self.examples.take(i, min(i + step, size)).map(narrow) for i in range(0, size, step)]
             self._fixed = Batch.concatenate(blocks)
         return self._fixed
 
@@ -212,7 +212,7 @@ def _unchanged(group: list[Batch]) -> list[Batch]:
     return group
 
 
-def _narrow(tensor: Tensor) -> Tensor:
+def narrow(tensor: Tensor) -> Tensor:
     """The same integers in fewer bytes."""
     if tensor.dtype != torch.int64:
         return tensor
@@ -223,5 +223,5 @@ def _narrow(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _widen(tensor: Tensor) -> Tensor:
+def widen(tensor: Tensor) -> Tensor:
     return tensor.long() if tensor.dtype in (torch.uint8, torch.int16, torch.int32) else tensor

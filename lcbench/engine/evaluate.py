@@ -35,7 +35,7 @@ from lcbench.results.runs import dotted
 from lcbench.schema import options_of
 
 #: options of an evaluation that its scores do not depend on
-WITHOUT_EFFECT = ("sets", "lengths", "light_examples", "batch_size")
+WITHOUT_EFFECT = ("sets", "lengths", "light_examples", "batch_size", "chunk")
 
 
 def evaluate(experiment: Experiment, folder: RunFolder, slug: str, console: Console, rerun: bool) -> dict[str, Any]:
@@ -177,7 +177,7 @@ class _Evaluation:
             "evaluated/checkpoint": experiment.evaluation.checkpoint,
             "evaluated/step": self.content["global_step"],
             **{f"config/{key}": value for key, value in dotted(config).items()},
-            **{key: value for key, value in self.before.items() if key.startswith("scores/")},
+            **{key: value for key, value in self.before.items() if key.startswith(("scores/", "streaming/"))},
         }
 
     def _score(self, progress: Progress) -> None:
@@ -190,7 +190,7 @@ class _Evaluation:
         if done:
             self.console.print(f"scored before: {', '.join(sorted(done))}", soft_wrap=True)
         for name, found in scored_sets(model, self.experiment, progress, self.stop.check, done):
-            self.result |= {f"scores/{name}/{metric}": value for metric, value in found.items()}
+            self.result |= found
             self._write()
             self.log.info("scored %s", name)
 

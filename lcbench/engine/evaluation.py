@@ -3,54 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from lcbench.attention.base import Facts
 from lcbench.dataset.base import Batch
 from lcbench.dataset.synthetic import evaluation_batches
 from lcbench.engine.experiment import Experiment
 from lcbench.engine.progress import Progress
+from lcbench.engine.streaming import stream_score
+from lcbench.engine.tally import Tally, autocast, facts_of
 from lcbench.model.base import Model
-from lcbench.results.statistics import normal, wilson
 from lcbench.task.base import Task
-
-
-@dataclass
-class Tally:
-    """Running sums of one metric's outcomes."""
-
-    n: int = 0
-    total: float = 0.0
-    squares: float = 0.0
-    counts: bool = True
-
-    def add(self, outcomes: torch.Tensor) -> None:
-        """Add outcomes ``[any]``, bool or float."""
-        self.counts = outcomes.dtype == torch.bool
-        values = outcomes.double()
-        self.n += values.numel()
-        self.total += float(values.sum())
-        self.squares += float((values * values).sum())
-
-    def record(self, key: str) -> dict[str, float]:
-        """The rate, its 95 % interval and how many were counted, under ``key``, ``key_low``, ..."""
-        if self.n == 0:
-            return {}
-        low, high = wilson(self.total, self.n) if self.counts else normal(self.total, self.squares, self.n)
-        return {key: self.total / self.n, f"{key}_low": low, f"{key}_high": high, f"{key}_n": self.n}
-
-
-def autocast(device: str, precision: str) -> AbstractContextManager[object]:
-    """The forward pass's number format."""
-    return torch.autocast(device, torch.bfloat16) if precision == "bf16-mixed" else nullcontext()
-
-
-def facts_of(batch: Batch) -> Facts:
-    """What a model must know of a batch beyond its tokens."""
-    return Facts(padding=batch.padding)
 
 
 def score(
@@ -100,7 +64,8 @@ def scored_sets(
         done: sets to leave out.
 
     Yields:
-        The set's name and what ``score`` returns for it.
+        The set's name, and what a record holds of it: ``scores/<set>/<metric>`` and, where examples were streamed,
+        ``streaming/<set>/<cost>``.
     """
     evaluation, settings = experiment.evaluation, experiment.trainer
     model.to(settings.device)
@@ -112,20 +77,29 @@ def scored_sets(
     for name in experiment.evaluation_sets():
         if name in done:
             continue
-        progress.begin(f"scoring {name}", evaluation.examples)
+        options: dict[str, Any] = {
+            "examples": evaluation.examples,
+            "batch_size": evaluation.batch_size,
+            "seed": evaluation.seed,
+            "device": settings.device,
+            "precision": settings.precision,
+            "tick": tick,
+        }
+        costs: dict[str, float] = {}
+        if evaluation.streaming:
+            tokens = experiment.task.token_length(name) - 1
+            progress.begin(f"streaming {name}", evaluation.examples * tokens)
+            streamed = stream_score(model, experiment.task, name, chunk=evaluation.chunk, **options)
+            scores, costs = streamed.scores, streamed.costs
+        else:
+            progress.begin(f"scoring {name}", evaluation.examples)
+            scores = score(model, experiment.task, name, **options)
         yield (
             name,
-            score(
-                model,
-                experiment.task,
-                name,
-                examples=evaluation.examples,
-                batch_size=evaluation.batch_size,
-                seed=evaluation.seed,
-                device=settings.device,
-                precision=settings.precision,
-                tick=tick,
-            ),
+            {
+                **{f"scores/{name}/{metric}": value for metric, value in scores.items()},
+                **{f"streaming/{name}/{cost}": value for cost, value in costs.items()},
+            },
         )
 
 

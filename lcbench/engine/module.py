@@ -12,9 +12,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lcbench.attention.base import unpacked
 from lcbench.dataset.base import Batch
-from lcbench.engine.evaluation import facts_of
 from lcbench.engine.experiment import Experiment
 from lcbench.engine.reading import feeding_of
+from lcbench.engine.tally import facts_of
 from lcbench.model.base import Model, ModelOutput, ModelState
 
 

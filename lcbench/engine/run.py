@@ -284,7 +284,7 @@ class _Run:
             step = content["global_step"]
         scores: dict[str, Any] = {"evaluated/checkpoint": checkpoint, "evaluated/step": step}
         for name, found in scored_sets(model, self.experiment, self.progress, self.stop.check):
-            scores |= {f"scores/{name}/{metric}": value for metric, value in found.items()}
+            scores |= found
             self.log.info("scored %s", name)
         return scores
 

@@ -106,6 +106,9 @@ class Evaluation:
         examples: examples of each set.
         light_examples: examples of the first set in a light evaluation while training.
         batch_size: examples scored at once; results do not depend on it.
+        streaming: feed examples a piece at a time and hand the state on: any length at the memory of the mechanism's
+            state. Scores are the same.
+        chunk: tokens of a row that are fed at a time when streaming.
         seed: of the evaluation sets; the same for every training seed, so that runs are scored on the same examples.
         checkpoint: the weights that are scored: last, or best (lowest error in a light evaluation).
 
@@ -121,12 +124,14 @@ class Evaluation:
         examples: Length = 1000,
         light_examples: Length = 256,
         batch_size: int = 64,
+        streaming: bool = False,
+        chunk: Length = 4096,
         seed: int = 0,
         checkpoint: Literal["last", "best"] = "last",
     ) -> None:
-        _positive("evaluation", examples=examples, light_examples=light_examples, batch_size=batch_size)
+        _positive("evaluation", examples=examples, light_examples=light_examples, batch_size=batch_size, chunk=chunk)
         if sets == []:
             raise ConfigurationError("evaluation.sets=[]: name at least one set, or null for the task's own list.")
         self.sets, self.lengths, self.examples = sets, lengths, examples
         self.light_examples, self.batch_size, self.seed = light_examples, batch_size, seed
-        self.checkpoint = checkpoint
+        self.streaming, self.chunk, self.checkpoint = streaming, chunk, checkpoint
