@@ -9,7 +9,8 @@ Filler, a fact that states a number twice, filler, the question, the answer::
     a b c d  key 4 0 7 same 4 0 7 end  a b c d e  ask  4 0 7
 
 The filler is one unit of 12 tokens, repeated, cut anywhere; it begins anew after every fact. It holds no digit, so the
-number's digits stand in the fact and nowhere else. With several keys, each fact names its key, and so does the question::
+number's digits stand in the fact and nowhere else. With several keys, each fact names its key, and so does the
+question::
 
     a b  key B 1 9 5 end  a b c d  key A 4 0 7 end  a  ask A  4 0 7
 
@@ -62,8 +63,8 @@ class Passkey(Task):
         keys: different keys; the question names one.
         values: numbers of each key, all to be answered.
         mentions: how often a fact states its number: 2 as in the papers' prompt, 1 as a needle.
-        haystack: what the filler is: the ``unit`` again and again, or ``noise``, each token of the unit drawn at random.
-        loss: trains on the ``digits`` of the answer, or on ``everything``: each next token.
+        haystack: what the filler is: the ``unit`` again and again, or ``noise``, any token of the unit at each place.
+        loss: trains on the ``answer`` alone, or on ``everything``: each next token.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class Passkey(Task):
         values: int = 1,
         mentions: int = 2,
         haystack: Literal["unit", "noise"] = "unit",
-        loss: Literal["digits", "everything"] = "digits",
+        loss: Literal["answer", "everything"] = "answer",
     ) -> None:
         for name, value, most in (("digits", digits, 9), ("keys", keys, LABELS), ("mentions", mentions, 2)):
             if not 1 <= value <= most:
@@ -246,7 +247,14 @@ class Passkey(Task):
             return Cell("", None, None)
         cell = parse_cell(evaluation_set, self.length)
         if cell is None or cell.base not in ("", *HAYSTACKS):
-            known = [IN_DISTRIBUTION, "length_2x", "depth_50", "length_1k_depth_50", "noise", "noise_length_1k_depth_50"]
+            known = [
+                IN_DISTRIBUTION,
+                "length_2x",
+                "depth_50",
+                "length_1k_depth_50",
+                "noise",
+                "noise_length_1k_depth_50",
+            ]
             raise self.unknown_set(evaluation_set, known)
         if cell.length is not None and cell.length < self.fixed:
             reason = f"is shorter than the {self._needs()} and would be cut"
@@ -271,6 +279,8 @@ def _units(width: int, after: np.ndarray) -> np.ndarray:
     for begin in after.T:
         new = from_symbol[-begin % UNIT]  # [n, width], whose symbol at ``begin`` is the first
         before = time < begin[:, None].astype(time.dtype)
-        new ^= (new ^ filler) & -before.view(np.uint8)  # the old filler before, by bits: several times as fast as where
+        new ^= (new ^ filler) & -before.view(
+            np.uint8
+        )  # the old filler before, by bits: several times as fast as where
         filler = new
     return filler

@@ -1,9 +1,8 @@
-"""Passkey strings in symbols, one token at a time, and a checker of their grammar; the same for the prompts in text."""
+"""Passkey strings in symbols, one token at a time, and checkers of their grammar and of the prompts in text."""
 
 from __future__ import annotations
 
 import random
-import re
 
 UNIT = "abcdefghijkl"
 LABELS = "ABCDEFGHIJKLMNOP"
