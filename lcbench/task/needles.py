@@ -23,9 +23,9 @@ lines, each equally likely. Score: the share of the values asked for that the ou
 
 What differs from RULER: words come from the lists below (RULER takes a package's longer ones); keys and values of a
 prompt differ; the haystack grows until prompt and answer fit a length, where RULER keeps 128 tokens for the answer and
-grows in steps. The essays are prose of Python's own reference manual, as ``pydoc`` holds it on any machine (RULER takes
-Paul Graham's): sentences in plain words without digits or code, in the order of the topics' names, from the beginning,
-over again where they end. They change with the version of Python.
+grows in steps. The essays are prose of Python's own reference manual, as ``pydoc`` holds it on any machine (RULER
+takes Paul Graham's): sentences in plain words without digits or code, in the order of the topics' names, from the
+beginning, over again where they end. They change with the version of Python.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ import numpy as np
 from lcbench.errors import ConfigurationError
 from lcbench.task.prompts import UNIT, Prompt, PromptFamily
 
-ADJECTIVES = (
+_ADJECTIVES = (
     "amber ancient blue bold brave bright broad calm clever cold crisp curious damp dark deep dry eager early empty "
     "faint fair fast fine firm flat fresh gentle glad golden grand gray green happy hidden hollow honest humble icy "
     "jolly keen kind large late lazy light little lively lone loud lucky mellow mild modern narrow neat noble odd old "
     "open pale plain polite proud quick quiet rapid rare red rich ripe robust rough round royal rustic sharp shiny "
     "silent silver simple slow small smooth soft solid steady still strong sunny sweet swift tall tame tidy tiny vast "
     "violet vivid warm wild wise witty young"
-).split()  # noqa: SIM905 one word a line would be longer than all the rest
-NOUNS = (
+)
+_NOUNS = (
     "acorn anchor apple apron arrow badge banjo barrel basket beacon bell berry blanket boat bottle branch brick "
     "bridge broom brush bucket button cabin camel candle canoe carpet castle cedar chain chair cherry circle clock "
     "cloud coat comet copper coral corner cradle creek cricket crown curtain daisy desk dove drum eagle engine falcon "
@@ -60,7 +60,8 @@ NOUNS = (
     "ocean orchard otter paddle panda paper pearl pencil pepper piano pillow planet plum pocket pond pony puzzle "
     "quilt rabbit raven ribbon river robin rope saddle sail shell shovel spoon squirrel stone sunset table thimble "
     "tiger tower train tulip tunnel turtle valley violin wagon walnut whistle willow window"
-).split()  # noqa: SIM905 one word a line would be longer than all the rest
+)
+ADJECTIVES, NOUNS = _ADJECTIVES.split(), _NOUNS.split()
 
 Kind = Literal["words", "numbers", "uuids"]
 #: depths at which needles may stand in essays, in percent

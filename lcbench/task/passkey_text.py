@@ -265,7 +265,7 @@ def _any(wrong: Tensor, group: Tensor, groups: int) -> Tensor:
 
 
 def largest(tokens: Callable[[int], int], limit: int, most: int) -> int | None:
-    """The largest size up to ``most + 1`` with ``tokens(size) <= limit``, for counts that grow; None if 0 is too large.
+    """The largest size up to ``most + 1`` with ``tokens(size) <= limit``, for counts that grow; None if there is none.
 
     Searches by interpolation, which is exact where the count is linear, and by halving in turn.
     """

@@ -1,4 +1,4 @@
-"""Passkey strings in symbols, one token at a time, and checkers of their grammar and of the prompts in text."""
+"""Passkey strings in symbols, one token at a time, and a checker of their grammar."""
 
 from __future__ import annotations
 
