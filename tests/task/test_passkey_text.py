@@ -124,10 +124,7 @@ def test_needle_prompts_are_as_defined(name: str, more: int, depth: int | None, 
         if name not in ("niah_multikey_2", "niah_multikey_3"):
             assert len(places) == keys * values
         for value in answers:
-            assert (
-                re.fullmatch(r"[1-9]\d{6}", value) if kind == "numbers" else uuid.UUID(value).version == 4
-            ) is not None
-            assert kind == "numbers" or uuid.UUID(value).version == 4
+            assert re.fullmatch(r"[1-9]\d{6}", value) if kind == "numbers" else uuid.UUID(value).version == 4
 
 
 @pytest.mark.parametrize("name", NEEDLES)
@@ -137,7 +134,8 @@ def test_a_needles_depth_is_reproduced_to_one_sentence(name: str, depth: int) ->
     for row, (prompt, answer) in enumerate(texts(batch)):
         context = prompt.partition("\n")[2].rpartition("\n")[0]
         values = answer.removeprefix(" ").split(", ")
-        units = re.split(r"(?<=\.)\s(?=[A-Z])" if "\n" not in context else r"\n", context)
+        # the last sentence of an essay is cut, so that it may lack its full stop
+        units = re.split(r"\n" if "\n" in context else r"(?<=\.) (?=[A-Z])| (?=One of the special magic)", context)
         if name == "niah_single_1":
             assert len(set(units)) == 2
         needles = [i for i, unit in enumerate(units) if any(f" is: {value}." in unit for value in values)]
@@ -168,9 +166,8 @@ def test_needles_are_uniform() -> None:
     assert abs(chi_square([sum(k[1] == a for k in keys) for a in ADJECTIVES], [1.0] * len(ADJECTIVES))) < 4
     assert abs(chi_square([sum(k[2] == n for k in keys) for n in NOUNS], [1.0] * len(NOUNS))) < 4
     depth = draw("niah_single_2_length_20k", 1000).facts["depth"].numpy()
-    sentences = 100 / np.diff(np.unique(depth)).min()
     nearest = np.abs(depth[:, None] - np.array(DEPTHS)).argmin(1)
-    assert np.abs(depth - np.array(DEPTHS)[nearest]).max() <= 2 * 100 / sentences
+    assert np.abs(depth - np.array(DEPTHS)[nearest]).max() < 0.7, "one of some 190 sentences"
     assert abs(chi_square(np.bincount(nearest, minlength=40).tolist(), [1.0] * 40)) < 4
 
 
@@ -353,11 +350,11 @@ def test_mistakes(options: dict, sentence: str) -> None:
 
 
 def test_sets_that_are_none() -> None:
-    with pytest.raises(ConfigurationError, match="niah_multiquery_length_700 is shorter than the 729 .* cut; .*_729"):
+    with pytest.raises(ConfigurationError, match=r"niah_multiquery_length_700 is shorter than the 729 .* cut; .*_729"):
         TASK.token_length("niah_multiquery_length_700")
     with pytest.raises(ConfigurationError, match="niah_multiquery is shorter than the 729 tokens"):
         TASK.token_length("niah_multiquery")
-    with pytest.raises(ConfigurationError, match="no set 'niah_multikey_4_length_1k'; the closest is niah_multikey_1"):
+    with pytest.raises(ConfigurationError, match="no set 'niah_multikey_4_length_1k'; the closest is niah_multikey_"):
         TASK.token_length("niah_multikey_4_length_1k")
     with pytest.raises(ConfigurationError, match="no set 'infini_filler_5k'"):
         TASK.token_length("infini_filler_5k")
