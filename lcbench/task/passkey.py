@@ -51,9 +51,9 @@ class Passkey(Task):
     training; and each with another haystack in front: ``noise_length_1k_depth_0``, ``unit_depth_100``. With several
     values, ``depth`` is that of the first of them. Examples with a length in their name have exactly that many tokens.
 
-    Metrics: ``error``, numbers with a wrong digit over all numbers asked; ``token_error``, wrong digits;
-    ``sequence_error``, examples with a wrong digit; ``error/depth_0_19`` and ``error/distance_64_127``, numbers by the
-    depth of the (first) fact, and by the tokens between it and the question.
+    Metrics: ``error``, numbers with a wrong digit over all numbers asked; ``token_error``, wrong digits; with several
+    values ``sequence_error``, examples with a wrong digit; ``error/depth_0_19`` and ``error/distance_64_127``, numbers
+    by the depth of the (first) fact, and by the tokens between it and the question.
 
     Args:
         length: tokens of the longest training example, answer included.
@@ -235,12 +235,10 @@ class Passkey(Task):
         wrong = (predictions != batch.targets)[batch.scored].view(len(batch), self.values, self.digits)
         errors = wrong.any(2)  # [batch, values]
         depth, distance = (batch.facts[name][:, None].expand_as(errors) for name in ("depth", "distance"))
-        return {
-            "error": errors.flatten(),
-            "token_error": wrong.flatten(),
-            "sequence_error": errors.any(1),
-            **by_place(errors, depth, distance),
-        }
+        counted = {"error": errors.flatten(), "token_error": wrong.flatten()}
+        if self.values > 1:
+            counted["sequence_error"] = errors.any(1)
+        return counted | by_place(errors, depth, distance)
 
     def _cell(self, evaluation_set: str) -> Cell:
         if evaluation_set == TRAIN:

@@ -58,9 +58,9 @@ class PasskeyText(Task):
     (the first needle asked for) stands there, in percent; further needles asked for stand behind it.
 
     Metrics: ``error``, wrong keys or values over all that are asked; ``token_error``, their wrong tokens (digits, or
-    letters), without spaces, commas and what ends the answer; ``sequence_error``, examples with a wrong answer;
-    ``error/depth_0_19`` and ``error/distance_64_127``, by depth and by characters between the (first) fact and the
-    question.
+    letters), without spaces, commas and what ends the answer; with several answers ``sequence_error``, examples with a
+    wrong one; ``error/depth_0_19`` and ``error/distance_64_127``, by depth and by characters between the (first) fact
+    and the question.
 
     Args:
         tokenizer: reads the text; bytes if None.
@@ -209,12 +209,10 @@ class PasskeyText(Task):
         begins[:1] = True
         owner = row[begins]  # [answers]
         errors = _any(wrong, begins.cumsum(0) - 1, len(owner))
-        return {
-            "error": errors,
-            "token_error": wrong[self._something.to(said.device)[targets]],
-            "sequence_error": _any(wrong, row, len(batch)),
-            **by_place(errors, batch.facts["depth"][owner], batch.facts["distance"][owner]),
-        }
+        counted = {"error": errors, "token_error": wrong[self._something.to(said.device)[targets]]}
+        if len(owner) > len(batch):
+            counted["sequence_error"] = _any(wrong, row, len(batch))
+        return counted | by_place(errors, batch.facts["depth"][owner], batch.facts["distance"][owner])
 
     def describe(self, batch: Batch, row: int) -> str:
         """The prompt, ``->`` and what should follow it."""
