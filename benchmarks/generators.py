@@ -21,8 +21,9 @@ from lcbench.task.base import Task
 from lcbench.task.counting import Counting
 from lcbench.task.flip_flop import FlipFlop
 from lcbench.task.mqar import MQAR
+from lcbench.task.passkey import Passkey
 from lcbench.task.selective_copy import SelectiveCopy
-from tests.oracles import counting, flip_flop, mqar, selective_copy
+from tests.oracles import counting, flip_flop, mqar, passkey, selective_copy
 
 ROUNDS = 25
 PYTHON_EXAMPLES = 100
@@ -44,9 +45,11 @@ flip_flop_task = FlipFlop(length=512)
 selective_copy_task = SelectiveCopy(length=769, content=256, symbols=16)
 counting_task = Counting(length=512, variables=3, max_statements=512)
 mqar_task = MQAR(length=512, pairs=64, vocabulary_size=8192)
+passkey_task = Passkey(length=512, min_length=512)
+needles_task = Passkey(length=512, min_length=512, keys=4, mentions=1)
 IDS = {
     type(task): {word: token for token, word in enumerate(task.vocabulary)}
-    for task in (flip_flop_task, selective_copy_task, counting_task)
+    for task in (flip_flop_task, selective_copy_task, counting_task, needles_task)
 }
 
 
@@ -71,6 +74,11 @@ def cases(rng: random.Random) -> dict[str, tuple[Task, Callable[[], object]]]:
             lambda: as_ids(counting_task, counting.words(*counting.generate(rng, 3, 3, 512))),
         ),
         "mqar, 512 tokens, 64 pairs": (mqar_task, one_mqar),
+        "passkey, 512 tokens": (passkey_task, lambda: as_ids(passkey_task, passkey.generate(rng, 512))),
+        "passkey, 512 tokens, 4 keys, stated once": (
+            needles_task,
+            lambda: as_ids(needles_task, passkey.generate(rng, 512, keys=4, mentions=1)),
+        ),
     }
 
 

@@ -57,9 +57,10 @@ class Experiment:
     logger: RunLogger
 
     def evaluation_sets(self) -> list[str]:
-        """Names of the sets the run is scored on, in order."""
+        """Names of the sets the run is scored on, in order, each once: sets of one kind are one set at one length."""
         sets = list(self.evaluation.sets or self.task.evaluation_sets)
-        return sets + [self.task.at(name, length) for length in self.evaluation.lengths for name in sets]
+        at_lengths = [self.task.at(name, length) for length in self.evaluation.lengths for name in sets]
+        return list(dict.fromkeys(sets + at_lengths))
 
     def checked(self, trained: bool = False) -> Experiment:
         """Itself, if its parts fit together. Builds the network without memory or data.

@@ -11,12 +11,13 @@ from lcbench.task.base import Task
 from lcbench.task.counting import Counting
 from lcbench.task.flip_flop import FlipFlop
 from lcbench.task.mqar import MQAR
+from lcbench.task.passkey import Passkey
 from lcbench.task.selective_copy import SelectiveCopy
 from lcbench.task.selective_copy_mamba import SelectiveCopyMamba
 
 every_task = pytest.mark.parametrize(
     "task",
-    [FlipFlop(), SelectiveCopy(), SelectiveCopyMamba(), Counting(variables=3), MQAR()],
+    [FlipFlop(), SelectiveCopy(), SelectiveCopyMamba(), Counting(variables=3), MQAR(), Passkey()],
     ids=lambda task: type(task).__name__,
 )
 
