@@ -74,8 +74,8 @@ class RecurrentMemory(Model):
         write: what the vectors to be written start from: what was carried into the segment (RMT), or learned ones
             (AutoCompressor).
         accumulate: whether the vectors of all earlier segments are carried (AutoCompressor) or the last ones (RMT).
-        both_ways: whether slots see each other in both directions; false with a mechanism or an encoding that only
-            reads backwards.
+        both_ways: whether slots see each other in both directions, as in RMT; null: wherever the mechanism and the
+            encoding can.
         d_model, n_layers, n_heads, d_ff, norm, norm_position, activation, tie_embeddings, dropout, bias: see
             ``Decoder``.
 
@@ -94,7 +94,7 @@ class RecurrentMemory(Model):
         slots: int = 8,
         write: Literal["carried", "learned"] = "carried",
         accumulate: bool = False,
-        both_ways: bool = True,
+        both_ways: bool | None = None,
         d_model: int = 64,
         n_layers: int = 2,
         n_heads: int = 4,
@@ -132,13 +132,15 @@ class RecurrentMemory(Model):
             bias=bias,
         )
         first = self.decoder.attentions[0]
-        if both_ways and slots and not (first.reads_together and first.position.reads_ahead):
+        able = first.reads_together and first.position.reads_ahead
+        if both_ways and slots and not able:
             what = "position encoding" if first.reads_together else "attention"
             raise ConfigurationError(
                 f"model.both_ways=true: this {what} reads backwards only; add model.both_ways=false, or take "
                 "attention=full with position=rope."
             )
-        self._segment, self.slots, self.accumulate, self.both_ways = segment, slots, accumulate, both_ways
+        self._segment, self.slots, self.accumulate = segment, slots, accumulate
+        self.both_ways = able if both_ways is None else both_ways
         self.size = d_model**-0.5
         # different vectors: only positions would tell equal ones apart
         vectors = nn.Parameter(torch.randn(slots, d_model) * self.size)

@@ -32,8 +32,9 @@ from torch import Tensor
 
 from lcbench.dataset.base import TRAIN, Batch
 from lcbench.task.base import IN_DISTRIBUTION, Task, refuse
+from lcbench.task.cell import Cell, parse_cell
 from lcbench.task.draws import distinct, symbols
-from lcbench.task.grid import Cell, by_place, parse_cell
+from lcbench.task.place import by_place
 from lcbench.units import Length
 
 UNIT = 12
@@ -46,7 +47,7 @@ HAYSTACKS = ("unit", "noise")
 class Passkey(Task):
     """Say the number that a key had, after any amount of filler.
 
-    Evaluation sets are cells of a grid (``lcbench.task.grid``): ``in_distribution``; ``length_1k_depth_50``, the fact
+    Evaluation sets are cells of a grid (``lcbench.task.cell``): ``in_distribution``; ``length_1k_depth_50``, the fact
     after 50 % of the filler of an example of 1000 tokens; ``length_1M``, the fact anywhere; ``depth_0``, lengths as in
     training; and each with another haystack in front: ``noise_length_1k_depth_0``, ``unit_depth_100``. With several
     values, ``depth`` is that of the first of them. Examples with a length in their name have exactly that many tokens.

@@ -38,8 +38,9 @@ from lcbench.dataset.base import TRAIN, Batch
 from lcbench.dataset.tokenizer import Bytes, Tokenizer
 from lcbench.errors import ConfigurationError
 from lcbench.task.base import IN_DISTRIBUTION, Task, refuse
-from lcbench.task.grid import Cell, by_place, parse_cell
+from lcbench.task.cell import Cell, parse_cell
 from lcbench.task.needles import RULER, read_needles
+from lcbench.task.place import by_place
 from lcbench.task.prompts import PASSKEYS, STOP, Prompt, PromptFamily, pieces, read_passkey
 from lcbench.units import Length, parse_length
 
@@ -50,7 +51,7 @@ _FILLER = re.compile(r"(?P<family>landmark|longlora)_filler_(?P<characters>\d+[k
 class PasskeyText(Task):
     """Answer with the key, or the values, that the text states.
 
-    Evaluation sets are cells of a grid (``lcbench.task.grid``) with a protocol in front, training's if there is none:
+    Evaluation sets are cells of a grid (``lcbench.task.cell``) with a protocol in front, training's if there is none:
     ``in_distribution``; ``length_4k_depth_50``; ``infini_length_32k_depth_0``; ``niah_multikey_1_length_8k``. There
     the haystack is as large as lets prompt and answer fit: exactly the length for ``landmark`` and ``longlora`` over
     bytes, else up to one unit less (a filler unit, a needle, a word). ``landmark_filler_5k`` and

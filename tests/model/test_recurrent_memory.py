@@ -159,8 +159,8 @@ def test_slots_are_different_vectors() -> None:
         ({"segment": 0}, "model.segment=0"),
         ({"slots": -1}, "model.slots=-1"),
         ({"accumulate": True}, "add model.write=learned"),
-        ({"position": Alibi}, "position encoding reads backwards only"),
-        ({"attention": SlidingWindow}, "attention reads backwards only"),
+        ({"position": Alibi, "both_ways": True}, "position encoding reads backwards only"),
+        ({"attention": SlidingWindow, "both_ways": True}, "attention reads backwards only"),
     ],
 )
 def test_what_makes_no_sense_is_refused(options: dict[str, Any], message: str) -> None:

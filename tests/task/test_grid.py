@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from lcbench.task.grid import Cell, by_place, parse_cell
+from lcbench.task.cell import Cell, parse_cell
+from lcbench.task.place import by_place
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Names of evaluation sets in a grid of length and depth, and what is counted for each place of a fact.
+"""Names of evaluation sets in a grid of length and depth. Imports nothing heavy: results are read with it.
 
     length_1k_depth_50            1000 tokens, the fact half-way down
     noise_length_4x_depth_0       4 times the training length, another haystack, the fact at the very start
@@ -13,16 +13,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from lcbench.units import parse_length
 
 _NAME = re.compile(
     r"(?P<base>\w+?)??(?:(?:^|_)length_(?:(?P<times>\d+)x|(?P<tokens>\d+[kM]?)))?(?:(?:^|_)depth_(?P<depth>\d+))?"
 )
-#: upper ends of the depths that are counted together, in percent
-_DEPTHS = (20, 40, 60, 80, 101)
 
 
 @dataclass(frozen=True)
@@ -68,24 +63,3 @@ def parse_cell(evaluation_set: str, training_length: int | None = None) -> Cell 
     if depth is not None and depth > 100:
         return None
     return Cell("" if base == "in_distribution" else base, length, depth)
-
-
-def by_place(errors: Tensor, depth: Tensor, distance: Tensor) -> dict[str, Tensor]:
-    """``errors`` ``[any]`` split by the fact's depth (fifths) and distance from the question (0, 1, 2-3, 4-7, ...).
-
-    Args:
-        errors: bool, one an answer.
-        depth: percent, of the same shape.
-        distance: tokens between the fact and the question, int64, of the same shape.
-    """
-    split = {}
-    low = 0
-    for high in _DEPTHS:
-        split[f"error/depth_{low}_{high - 1}"] = errors[(depth >= low) & (depth < high)]
-        low = high
-    powers = 2 ** torch.arange(62, device=distance.device)
-    bins = torch.bucketize(distance.contiguous(), powers, right=True)  # b for 2^(b-1) .. 2^b - 1
-    for b in bins.unique().tolist():
-        name = str(b) if b < 2 else f"{2 ** (b - 1)}_{2**b - 1}"
-        split[f"error/distance_{name}"] = errors[bins == b]
-    return {name: part for name, part in split.items() if len(part)}
