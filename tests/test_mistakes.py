@@ -33,6 +33,8 @@ MISTAKES = [
     # combinations that cannot work
     ("position=absolute_learned", "position.max_length=64", "sparse_length_4x"),
     ("task=selective_copy position=cope position.p_max=9", "position.p_max=9", "position.p_max=18"),
+    ("task=passkey evaluation.sets=[length_10_depth_0]", "length_10_depth_0", "closest that works"),
+    ("task=passkey_text task.length=200", "task.length=200", "closest that works is task.length=254"),
     ("model=lstm position=rope", "position=rope", "model=decoder"),
     ("trainer.device=cuda", "trainer.device=cuda", "cpu"),
     # not an override, not a verb, not a run
