@@ -29,6 +29,17 @@ TINY = (
 )
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--every-composition", action="store_true", help="certify every mechanism with every encoding")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--every-composition"):
+        left_out = [item for item in items if item.get_closest_marker("every_composition")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
 @pytest.fixture
 def run_here(tmp_path: Path) -> Callable[..., tuple[dict[str, Any], Path, str]]:
     """Runs overrides on top of a tiny experiment (or of ``base``); returns the record, the folder and the screen."""

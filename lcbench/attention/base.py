@@ -6,10 +6,12 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from lcbench.position.base import LayerShape, PositionEncoding
 
@@ -52,6 +54,27 @@ class Context(Facts):
     """
 
     positions: Tensor
+
+    @cached_property
+    def start(self) -> int | None:
+        """The position of the first token, where all rows have the same one and each token follows the one before it;
+        None where rows differ, or there are documents or padding.
+
+        Then positions are known without a tensor, and segments are slices. Read from the tensor once for all layers;
+        tensors without values are taken to start a sequence.
+        """
+        if (
+            self.documents is not None
+            or self.padding is not None
+            or not self.consecutive
+            or not self.positions.numel()
+        ):
+            return None
+        first = self.positions[:, 0]
+        if isinstance(first, FakeTensor) or first.is_meta:
+            return 0
+        low, high = first.aminmax()
+        return int(low) if bool(low == high) else None
 
 
 class State:
@@ -102,6 +125,17 @@ class State:
         changes = {f.name: clear(getattr(self, f.name)) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
         return dataclasses.replace(self, **changes)  # type: ignore[type-var]
 
+    def packed(self) -> dict[str, Any]:
+        """The same as plain dictionaries, lists and tensors, for a checkpoint; ``unpacked`` brings it back."""
+
+        def pack(value: Any) -> Any:
+            if isinstance(value, State):
+                return value.packed()
+            return [pack(item) for item in value] if isinstance(value, tuple) else value
+
+        fields = {f.name: pack(getattr(self, f.name)) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+        return {"state": f"{type(self).__module__}.{type(self).__qualname__}", "fields": fields}
+
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors held."""
@@ -116,13 +150,43 @@ class State:
         return total
 
 
+def unpacked(packed: dict[str, Any]) -> State:
+    """The state that ``State.packed`` was called on. Makes only states of classes that are imported already.
+
+    Raises:
+        ValueError: if there is no such class.
+    """
+
+    def unpack(value: Any) -> Any:
+        if isinstance(value, dict):
+            return unpacked(value)
+        return tuple(unpack(item) for item in value) if isinstance(value, list) else value
+
+    known = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in _kinds(State)}
+    if packed["state"] not in known:
+        raise ValueError(f"{packed['state']} is no state of this model")
+    return known[packed["state"]](**{name: unpack(value) for name, value in packed["fields"].items()})
+
+
+def _kinds(kind: type[State]) -> list[type[State]]:
+    return [kind, *(below for child in kind.__subclasses__() for below in _kinds(child))]
+
+
 @dataclass
 class AttentionOutput:
-    """``y`` ``[batch, time, d_model]``; the state after the last token; named scalar losses, usually none."""
+    """What a layer returns.
+
+    Args:
+        y: ``[batch, time, d_model]``.
+        state: the state after the last token.
+        losses: named scalars added to the training loss, usually none.
+        measures: named numbers for the logs, detached, one or one a head: gates, distances of what was retrieved.
+    """
 
     y: Tensor
     state: State | None
     losses: dict[str, Tensor] = field(default_factory=dict)
+    measures: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Attention(nn.Module, ABC):
@@ -135,6 +199,9 @@ class Attention(nn.Module, ABC):
     keyword-only arguments: those are its configuration. It raises ``ConfigurationError`` for an encoding it cannot
     work with.
     """
+
+    #: positions in the piece of a document that the mechanism treats as one unit; None: it has no such piece
+    segment: int | None = None
 
     def __init__(self, shape: LayerShape, position: PositionEncoding) -> None:
         super().__init__()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ class Batch:
         supervised: bool ``[batch, time]``, where the training loss looks.
         padding: bool ``[batch, time]``, True where ``tokens`` is padding, all of it on the right, or None.
         facts: per example ``[batch]`` or per position ``[batch, time]``: what results are grouped by.
+        continues: whether every row goes on where the same row of the batch before ended: a model's state is carried.
     """
 
     tokens: Tensor
@@ -34,13 +36,14 @@ class Batch:
     supervised: Tensor
     padding: Tensor | None = None
     facts: dict[str, Tensor] = field(default_factory=dict)
+    continues: bool = False
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         """The same batch with ``function`` applied to every tensor."""
-        changes = {
+        changes: dict[str, Any] = {
             f.name: function(value)
             for f in dataclasses.fields(self)
             if isinstance(value := getattr(self, f.name), Tensor)
@@ -64,10 +67,21 @@ class Batch:
         longest = self.padding.shape[1] - int(self.padding[start:stop].sum(1).min())
         return self.map(lambda tensor: tensor[start:stop] if tensor.dim() < 2 else tensor[start:stop, :longest])
 
+    def times(self, start: int, stop: int) -> Batch:
+        """Positions ``start`` to ``stop - 1`` of every example."""
+        return self.map(lambda tensor: tensor[:, start:stop] if tensor.dim() > 1 else tensor)
+
+    def padded_to(self, time: int) -> Batch:
+        """The same examples with padding on the right, up to ``time`` positions."""
+        return self if self.tokens.shape[1] >= time else Batch._joined([self], time)
+
     @staticmethod
     def concatenate(batches: Sequence[Batch]) -> Batch:
         """All examples of ``batches`` in order; shorter rows are padded on the right."""
-        longest = max(batch.tokens.shape[1] for batch in batches)
+        return Batch._joined(batches, max(batch.tokens.shape[1] for batch in batches))
+
+    @staticmethod
+    def _joined(batches: Sequence[Batch], longest: int) -> Batch:
         ragged = any(batch.tokens.shape[1] != longest or batch.padding is not None for batch in batches)
 
         def widen(tensor: Tensor, value: int | bool) -> Tensor:
@@ -86,3 +100,18 @@ class Batch:
             padding=join(padding, True) if ragged else None,
             facts={name: join([b.facts[name] for b in batches]) for name in batches[0].facts},
         )
+
+
+class Dataset(Protocol):
+    """Where training batches come from. A constructor takes the task, the seed and the batch size, then options."""
+
+    #: whether a batch may go on where the one before ended (``Batch.continues``)
+    carries_state: bool
+
+    def batch(self, index: int) -> Batch:
+        """The ``index``-th training batch, from 0, whatever was asked for before."""
+        ...
+
+    def loader(self, start: int = 0, stop: int | None = None) -> Iterable[Batch]:
+        """Batches ``start`` to ``stop - 1``, or without end."""
+        ...

@@ -93,6 +93,8 @@ class Synthetic:
         workers: processes that draw ahead; 0 draws in this one.
     """
 
+    carries_state = False
+
     def __init__(
         self, task: Sampler, seed: int, batch_size: int, *, size: int | None = None, workers: int = 0
     ) -> None:

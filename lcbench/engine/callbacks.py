@@ -132,6 +132,7 @@ class Curves(pl.Callback):
             csv.DictWriter(file, self.columns, restval="").writerow(row)
         self.progress.step(step, row["loss"], self.error, row["tokens_per_second"])
         metrics = {f"train/{k}": v for k, v in row.items() if k not in ("step", "evaluation_error")}
+        metrics |= {f"measures/{name}": value for name, value in module.measured().items()}
         if "evaluation_error" in row:
             metrics["evaluation/error"] = row["evaluation_error"]
         self.pass_on(metrics, step)

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from lcbench.cost.analytic import Cost, estimate
-from lcbench.dataset.synthetic import Synthetic
+from lcbench.dataset.base import Dataset
+from lcbench.engine.reading import feeding_of
 from lcbench.engine.settings import Evaluation, Trainer
 from lcbench.errors import ConfigurationError
 from lcbench.logger.base import RunLogger
@@ -47,7 +48,7 @@ class Experiment:
     rerun: bool
     retry: bool
     task: Task
-    dataset: Synthetic
+    dataset: Dataset
     make_model: Callable[[], Model]
     objective: Objective
     optimizer: OptimizerRecipe
@@ -69,6 +70,7 @@ class Experiment:
         lengths = {name: self.task.token_length(name) for name in [TRAIN, *self.evaluation_sets()]}
         with torch.device("meta"):
             model = self.make_model()
+        feeding_of(self.trainer, model)
         for encoding in _encodings(model):
             self._check_encoding(encoding, lengths)
         return self

@@ -9,10 +9,12 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from lcbench.attention.base import unpacked
 from lcbench.dataset.base import Batch
 from lcbench.engine.evaluation import facts_of
 from lcbench.engine.experiment import Experiment
-from lcbench.model.base import Model, ModelOutput
+from lcbench.engine.reading import feeding_of
+from lcbench.model.base import Model, ModelOutput, ModelState
 
 
 class DivergenceError(RuntimeError):
@@ -36,11 +38,19 @@ class TrainingModule(pl.LightningModule):
             torch.compile(model.forward) if experiment.trainer.compile else model.forward
         )
         self.first_batch = first_batch
+        self.feeding = feeding_of(experiment.trainer, model)
+        # after the last batch, for one that goes on where it ended
+        self.state: ModelState | None = None
+        self.measures: dict[str, Tensor] = {}
         self.last_finite_loss = float("nan")
         self.tokens_seen = 0
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        output = self.training_pass(batch.tokens, facts_of(batch))
+        state = self.state if batch.continues else None
+        output = self.feeding(self.training_pass, batch.tokens, facts_of(batch), state)
+        if self.experiment.dataset.carries_state:
+            self.state = output.state.detach()
+        self.measures = output.measures
         losses = self.experiment.objective(output, batch)
         loss = torch.stack(list(losses.values())).sum()
         self._stop_unless_finite(loss)
@@ -62,6 +72,16 @@ class TrainingModule(pl.LightningModule):
             )
         self.last_finite_loss = value
 
+    def measured(self) -> dict[str, float]:
+        """What the network's memories say of the last batch: ``layer_1/gate/head_0`` and the like."""
+        found = {}
+        for name, value in self.measures.items():
+            if value.dim() == 0:
+                found[name] = float(value)
+            else:
+                found |= {f"{name}/head_{head}": float(number) for head, number in enumerate(value)}
+        return found
+
     def configure_optimizers(self) -> Any:
         recipe, steps = self.experiment.optimizer, self.experiment.trainer.max_steps
         optimizer, schedule = recipe.build(self.model, steps)
@@ -75,12 +95,18 @@ class TrainingModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["tokens_seen"] = self.tokens_seen
+        if self.state is not None:
+            checkpoint["state"] = self.state.packed()
         checkpoint["random"] = {"cpu": torch.get_rng_state()}
         if torch.cuda.is_available():
             checkpoint["random"]["cuda"] = torch.cuda.get_rng_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.tokens_seen = checkpoint["tokens_seen"]
+        if "state" in checkpoint:
+            state = unpacked(checkpoint["state"])
+            assert isinstance(state, ModelState)
+            self.state = state.map(lambda tensor: tensor.to(self.device))
         self.random = checkpoint["random"]
 
     def on_train_start(self) -> None:

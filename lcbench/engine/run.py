@@ -183,7 +183,8 @@ class _Run:
             trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
         seconds = curves.clock.read()
         scores = self._score(model)
-        return {**scores, **self._cost(model, module.tokens_seen, seconds, trainer.global_step)}
+        measures = {f"measures/{name}": value for name, value in module.measured().items()}
+        return {**scores, **self._cost(model, module.tokens_seen, seconds, trainer.global_step), **measures}
 
     def _newest_checkpoint(self) -> tuple[Path | None, int]:
         """The newest checkpoint that can be read, and its step."""

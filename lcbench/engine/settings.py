@@ -27,6 +27,10 @@ class Trainer:
         device: auto takes an accelerator if there is one.
         threads: CPU threads of this run; null leaves torch's choice.
         compile: torch.compile the network (worth its minute on an accelerator, not on a CPU).
+        bptt_segments: segments of the mechanism through which gradients flow back; all: through the whole example. The
+            state is cut off from its past after every so many segments.
+        recompute_segments: keep the activations of one segment at a time, and compute the others again in the backward
+            pass: memory for time.
         deterministic: refuse operations whose result varies from run to run.
         log_every: steps between two rows of metrics.csv.
         evaluate_every: steps between two light evaluations on the way; 0 for none.
@@ -48,6 +52,8 @@ class Trainer:
         device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
         threads: int | None = None,
         compile: bool = False,
+        bptt_segments: int | Literal["all"] = "all",
+        recompute_segments: bool = False,
         deterministic: bool = False,
         log_every: int = 10,
         evaluate_every: int = 100,
@@ -64,6 +70,8 @@ class Trainer:
             log_every=log_every,
             checkpoint_every=checkpoint_every,
         )
+        if isinstance(bptt_segments, int) and bptt_segments < 1:
+            raise ConfigurationError(f"trainer.bptt_segments={bptt_segments}: must be positive, or all.")
         if evaluate_every < 0:
             raise ConfigurationError(f"trainer.evaluate_every={evaluate_every}: must be 0 (never) or positive.")
         if stop_at_error is not None and not (0 <= stop_at_error < 1 and evaluate_every):
@@ -74,6 +82,7 @@ class Trainer:
         self.precision, self.threads = precision, threads
         self.device = _available(device)
         self.compile, self.deterministic = compile, deterministic
+        self.bptt_segments, self.recompute_segments = bptt_segments, recompute_segments
         self.log_every, self.evaluate_every, self.checkpoint_every = log_every, evaluate_every, checkpoint_every
         self.stop_at_error, self.progress = stop_at_error, progress
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from lcbench.attention.base import Context, Facts, State
+from lcbench.attention.base import Attention, Context, Facts, State
 from lcbench.errors import ConfigurationError
 
 
@@ -38,12 +38,14 @@ class ModelOutput:
         state: the state after the last token.
         hidden: ``[batch, time, d_model]``, what the output map reads.
         losses: named scalars that layers add to the training loss; usually none.
+        measures: named numbers of layers for the logs, detached, one or one a head: ``layer_1/gate``.
     """
 
     logits: Tensor
     state: ModelState
     hidden: Tensor
     losses: dict[str, Tensor] = field(default_factory=dict)
+    measures: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Model(nn.Module, ABC):
@@ -63,6 +65,12 @@ class Model(nn.Module, ABC):
         ``context`` says what the tokens do not: documents, padding. The model places the tokens itself (see
         ``place``), unless it is given a ``Context``, whose positions and claim to be consecutive it trusts.
         """
+
+    @property
+    def segment(self) -> int | None:
+        """Positions in the longest piece that the network or a layer of it treats as one unit; None: there is none."""
+        lengths = [module.segment for module in self.modules() if isinstance(module, Attention) and module.segment]
+        return max(lengths, default=None)
 
     @abstractmethod
     def state_bytes(self, batch: int, length: int, dtype: torch.dtype) -> int:

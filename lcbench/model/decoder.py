@@ -153,8 +153,7 @@ class Decoder(Model):
 
         residual_scale = (2 * n_layers) ** -0.5 if pre else 1.0
         shapes = [
-            LayerShape(d_model, n_heads, layer, bias=bias, dropout=dropout, residual_scale=residual_scale)
-            for layer in range(n_layers)
+            LayerShape(d_model, n_heads, layer, bias, dropout, residual_scale, n_layers) for layer in range(n_layers)
         ]
         self.embedding = nn.Embedding(vocabulary_size, d_model)
         nn.init.normal_(self.embedding.weight, std=d_model**-0.5)
@@ -185,14 +184,18 @@ class Decoder(Model):
         before = [None] * len(self.layers) if state is None else state.layers
         states: list[State | None] = []
         losses: dict[str, Tensor] = {}
-        for layer, layer_state in zip(self.layers, before, strict=True):
+        measures: dict[str, Tensor] = {}
+        for number, (layer, layer_state) in enumerate(zip(self.layers, before, strict=True)):
             output = layer(x, placement.context, layer_state)
             x = output.y
             states.append(output.state)
             for name, loss in output.losses.items():
                 losses[name] = losses[name] + loss if name in losses else loss
+            measures |= {f"layer_{number}/{name}": value for name, value in output.measures.items()}
         hidden = self.final_norm(x)
-        return ModelOutput(self.output(hidden), replace(placement.reached, layers=tuple(states)), hidden, losses)
+        return ModelOutput(
+            self.output(hidden), replace(placement.reached, layers=tuple(states)), hidden, losses, measures
+        )
 
     def state_bytes(self, batch: int, length: int, dtype: torch.dtype) -> int:
         """See ``Model.state_bytes``."""

@@ -2,7 +2,8 @@
 
     L = mean over supervised positions t of  -log softmax(logits_t)[target_t]
 
-The mean is over all supervised positions of the batch, so an example with more of them weighs more.
+The mean is over all supervised positions of the batch, so an example with more of them weighs more; without any it
+is 0.
 """
 
 from __future__ import annotations
@@ -19,5 +20,8 @@ class NextToken(Objective):
     """Cross-entropy, in nats, at the positions that the task supervises."""
 
     def __call__(self, output: ModelOutput, batch: Batch) -> dict[str, Tensor]:
-        logits = output.logits[batch.supervised]  # [supervised, vocabulary]
-        return {"next_token": cross_entropy(logits.float(), batch.targets[batch.supervised]), **output.losses}
+        logits = output.logits[batch.supervised].float()  # [supervised, vocabulary]
+        targets = batch.targets[batch.supervised]
+        # a piece of a stream may have nothing to learn from: its mean is 0, not 0 / 0
+        loss = cross_entropy(logits, targets, reduction="sum") / max(1, len(targets))
+        return {"next_token": loss, **output.losses}

@@ -25,6 +25,7 @@ class LayerShape:
         bias: whether linear maps have biases.
         dropout: probability of dropping an attention weight in training.
         residual_scale: factor on the initial weights and biases of a layer's map back into the residual stream.
+        n_layers: layers of the network.
 
     Raises:
         ConfigurationError: if ``n_heads`` does not divide ``d_model``.
@@ -36,6 +37,7 @@ class LayerShape:
     bias: bool = True
     dropout: float = 0.0
     residual_scale: float = 1.0
+    n_layers: int = 1
 
     def __post_init__(self) -> None:
         if self.n_heads < 1 or self.d_model % self.n_heads:

@@ -11,9 +11,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from lcbench.attention import scoring
+from lcbench.attention import explicit, scoring
 from lcbench.attention.base import Context
 from lcbench.attention.cache import KeyValues
+from lcbench.attention.pairs import Pairs
+from lcbench.attention.reach import Window
 from lcbench.attention.scoring import attend
 from lcbench.position.alibi import Alibi
 from lcbench.position.base import LayerShape, PositionEncoding
@@ -31,9 +33,9 @@ EXPLICIT = [case for case in CASES if case[0].startswith(("relative", "transform
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of two queries of one batch row; some are kept for the backward pass, some are made again."""
-    monkeypatch.setattr(scoring, "_KEPT_PAIRS", 50)
-    monkeypatch.setattr(scoring, "_PAIRS", 1)
-    monkeypatch.setattr(scoring, "_LEAST_ROWS", 2)
+    monkeypatch.setattr(explicit, "_KEPT_PAIRS", 50)
+    monkeypatch.setattr(explicit, "_PAIRS", 1)
+    monkeypatch.setattr(explicit, "_LEAST_ROWS", 2)
     monkeypatch.setattr(scoring, "_FUSED_ROWS", 2)
 
 
@@ -62,7 +64,9 @@ def encoding(request: pytest.FixtureRequest) -> PositionEncoding:
 @pytest.mark.usefixtures("small_blocks")
 def test_windows_hold_as_many_keys_as_they_say(encoding: PositionEncoding, causal: bool, window: int | None) -> None:
     q, k, v, x = draw(TIME)
-    ours = attention(encoding, (q, k, v, x), consecutive(TIME), causal=causal, window=window)
+    ours = attention(
+        encoding, (q, k, v, x), consecutive(TIME), causal=causal, reach=None if window is None else Window(window)
+    )
     visible = in_window(TIME, window or 100, causal).expand(2, TIME, TIME)
     assert distance(ours, literal(q, k, v, visible)) < 1e-12
     if window == 1:
@@ -75,11 +79,14 @@ def test_documents_padding_and_window_together(encoding: PositionEncoding, causa
     q, k, v, x = draw(TIME)
     documents = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 2, 2], [5] * 9])
     padding = torch.tensor([[False] * 9, [True, True, False, False, True, False, False, False, True]])
-    context = Context(torch.arange(TIME).expand(2, TIME), documents=documents, padding=padding)
+    positions = torch.arange(TIME).expand(2, TIME)
+    context = Context(positions, documents=documents, padding=padding, consecutive=False)
     visible = in_window(TIME, 3, causal) & (documents[:, :, None] == documents[:, None]) & ~padding[:, None]
-    ours = attention(encoding, (q, k, v, x), context, causal=causal, window=3)
-    assert distance(ours, literal(q, k, v, visible)) < 1e-12
+    ours = attention(encoding, (q, k, v, x), context, causal=causal, reach=Window(3))
     theirs = literal(q, k, v, visible)
+    # what padding reads is nobody's business
+    ours, theirs = (o.masked_fill(padding[:, None, :, None], 0) for o in (ours, theirs))
+    assert distance(ours, theirs) < 1e-12
     for a, b in zip(
         torch.autograd.grad(ours.sum(), (q, k, v)), torch.autograd.grad(theirs.sum(), (q, k, v)), strict=True
     ):
@@ -99,7 +106,7 @@ def test_a_query_that_sees_nothing_reads_zero_and_sends_no_gradient(encoding: Po
 
 def test_documents_known_on_one_side_only_count_as_document_zero(encoding: PositionEncoding) -> None:
     q, k, v, x = draw(TIME)
-    keys = KeyValues(k, v, encoding.key_features(x, k, v), torch.arange(TIME).expand(2, TIME))
+    keys = KeyValues(k, v, encoding.key_features(x, k, v), positions=torch.arange(TIME).expand(2, TIME))
     marked = torch.tensor([0] * 8 + [1]).expand(2, TIME)
     ours = attend(q, Context(keys.positions, documents=marked), keys, encoding)
     unmarked = attend(q, Context(keys.positions), keys, encoding)
@@ -123,8 +130,8 @@ def test_a_bias_gives_the_same_by_both_paths(made: type[PositionEncoding], optio
     encoding, tensors, context = build(made, options), draw(TIME), consecutive(TIME)
     with torch.no_grad():
         fused = attention(encoding, tensors, context)
-    run = scoring._Run(
-        scoring._Pairs.of(context, KeyValues.of(*tensors[1:3], None, context), True, None),
+    run = explicit.Run(
+        Pairs.of(context, KeyValues.of(*tensors[1:3], None, context), True, None),
         encoding,
         reads_content=False,
         has_bias=True,
@@ -132,8 +139,8 @@ def test_a_bias_gives_the_same_by_both_paths(made: type[PositionEncoding], optio
         seed=0,
         differentiable=True,
     )
-    explicit = scoring._explicit(run, tensors[0], KeyValues.of(*tensors[1:3], None, context), *tensors[:2])
-    assert distance(fused, explicit) < 1e-12
+    ours = explicit.explicit(run, tensors[0], KeyValues.of(*tensors[1:3], None, context), *tensors[:2])
+    assert distance(fused, ours) < 1e-12
 
 
 @pytest.mark.parametrize(("name", "encoding", "options"), EXPLICIT)
@@ -189,8 +196,8 @@ def test_only_the_arguments_are_kept(name: str, encoding: type[PositionEncoding]
 
 
 def test_a_constant_number_of_pairs_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "_PAIRS", 2**12)
-    monkeypatch.setattr(scoring, "_KEPT_PAIRS", 2**15)
+    monkeypatch.setattr(explicit, "_PAIRS", 2**12)
+    monkeypatch.setattr(explicit, "_KEPT_PAIRS", 2**15)
     made = build(Cope, {"context": 9})
     for time in (16, 300, 600):
         weighed = attention(made, draw(time), consecutive(time)).grad_fn.weighed  # type: ignore[union-attr]

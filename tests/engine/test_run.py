@@ -88,7 +88,15 @@ def test_watching_does_not_change_what_is_computed(run_here):
 
 
 @pytest.mark.parametrize("stop_after", [2, 3, 5])
-@pytest.mark.parametrize("extra", [(), ("trainer.accumulate=2",), ("dataset.size=20", "model.dropout=0.3")])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        (),
+        ("trainer.accumulate=2",),
+        ("dataset.size=20", "model.dropout=0.3"),
+        ("attention=infini", "attention.segment=4", "dataset=stream", "dataset.tokens=6"),
+    ],
+)
 def test_a_stopped_run_continues_bit_identically(run_here, tmp_path, monkeypatch, stop_after, extra):
     whole, whole_folder, _ = run_here(*extra, f"outputs={tmp_path}/whole")
 

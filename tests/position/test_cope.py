@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lcbench.attention.reach import Window
 from lcbench.errors import ConfigurationError
 from lcbench.position.base import LayerShape
 from lcbench.position.cope import Cope, _Counted
@@ -142,7 +143,7 @@ def test_gates_of_hidden_keys_stay_shut() -> None:
     inputs = (q, k, v)
     before = torch.autograd.grad(attention(made, (q, k, v, x), context)[:, :, 4].sum(), inputs)
     assert all(not bool(gradient[:, :, 5:].any()) for gradient in before)
-    window = attention(made, (q, k, v, x), context, window=3)
+    window = attention(made, (q, k, v, x), context, reach=Window(3))
     assert distance(window[:, :, 2], attention(made, (q, k, v, x), context)[:, :, 2]) < 1e-12
     tail = [tensor[:, :, 4:7] for tensor in (q, k, v)]
     alone = attention(made, (*tail, x[:, 4:7]), consecutive(3))

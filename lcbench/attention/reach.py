@@ -1,0 +1,69 @@
+"""How far back a query sees, where that is less than everything.
+
+Positions decide, not places in a buffer: padding, caches and the way a sequence is cut into calls change nothing.
+What a query may see lies within a fixed number of tokens, so scoring takes blocks of queries and the few keys around
+them, and never makes a matrix of all pairs.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TypeVar
+
+from torch import Tensor
+
+Positions = TypeVar("Positions", int, Tensor)
+
+
+class Reach(ABC):
+    """A rule that gives each position the first one (and, reading both ways, the last one) that it sees."""
+
+    #: a visible key lies less than this many tokens from its query, on either side
+    places: int
+
+    @abstractmethod
+    def since(self, positions: Positions) -> Positions:
+        """The first position that a query at ``positions`` (any shape, or a number) sees; may be negative."""
+
+    @abstractmethod
+    def until(self, positions: Positions) -> Positions:
+        """The last one, where attention is not causal."""
+
+
+@dataclass(frozen=True)
+class Window(Reach):
+    """The last ``width`` positions, its own included: ``i - width < j <= i``; both ways ``|i - j| < width``."""
+
+    width: int
+
+    @property
+    def places(self) -> int:  # type: ignore[override]
+        return self.width
+
+    def since(self, positions: Positions) -> Positions:
+        return positions - (self.width - 1)
+
+    def until(self, positions: Positions) -> Positions:
+        return positions + (self.width - 1)
+
+
+@dataclass(frozen=True)
+class Segment(Reach):
+    """Its own segment of ``length`` positions, and the ``memory`` positions before that segment.
+
+    Segments begin at the positions that ``length`` divides.
+    """
+
+    length: int
+    memory: int = 0
+
+    @property
+    def places(self) -> int:  # type: ignore[override]
+        return self.length + self.memory
+
+    def since(self, positions: Positions) -> Positions:
+        return positions - positions % self.length - self.memory
+
+    def until(self, positions: Positions) -> Positions:
+        return positions - positions % self.length + (self.length - 1)
