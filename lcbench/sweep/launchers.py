@@ -8,11 +8,10 @@ own, which a failure ends alone, and its run's folder lies on a disk that all ma
 from __future__ import annotations
 
 import importlib.util
-import math
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
@@ -67,8 +66,8 @@ def hydra_arguments(parsed: Sequence[Override], outputs: Path, sweep: Path) -> l
         f"hydra.sweep.dir={_quoted(sweep)}",
         "hydra.sweep.subdir=.",
         "hydra.output_subdir=null",
-        "hydra/job_logging=disabled",
-        "hydra/hydra_logging=disabled",
+        "hydra/job_logging=none",
+        "hydra/hydra_logging=none",
     ]
     keys = {override.key_or_group for override in parsed}
     if "hydra/launcher" not in keys:
@@ -78,8 +77,9 @@ def hydra_arguments(parsed: Sequence[Override], outputs: Path, sweep: Path) -> l
     if "hydra/sweeper=optuna" in words:
         import optuna
 
+        # what they have to say stands in the tables
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        # a failed trial is told to the search as such and does not end it
+        logging.getLogger("hydra_plugins.hydra_optuna_sweeper").setLevel(logging.ERROR)
         arguments += [] if "hydra.sweeper.max_failure_rate" in keys else ["hydra.sweeper.max_failure_rate=1.0"]
         # a search repeated with the same words proposes the same trials, and finds them computed
         if "hydra/sweeper/sampler" not in keys and "hydra.sweeper.sampler.seed" not in keys:
@@ -95,25 +95,20 @@ def launch_batch(job_overrides: Sequence[Sequence[str]], config: DictConfig) -> 
     """What Hydra's local launcher does: run one batch."""
     jobs = prepare(job_overrides, _overlays(config.hydra.searchpath), SweepFolder(Path(config.hydra.sweep.dir)))
     launch(jobs, Console(highlight=False))
-    returned = []
-    for job, overrides in zip(jobs, job_overrides, strict=True):
-        try:
-            value: Any = _value(job, config.hydra.sweeper._target_)
-            status = JobStatus.COMPLETED
-        except _JobFailedError as error:
-            value, status = error, JobStatus.FAILED
-        returned.append(JobReturn(overrides=list(overrides), status=status, _return_value=value))
-    return returned
+    return [
+        JobReturn(overrides=list(overrides), status=JobStatus.COMPLETED, _return_value=headline(job))
+        for job, overrides in zip(jobs, job_overrides, strict=True)
+    ]
 
 
-def run_job(config: DictConfig) -> float:
+def run_job(config: DictConfig) -> float | None:
     """One job on whatever machine a launcher chose: the command in a process of its own."""
     hydra = HydraConfig.get()
     overrides = [str(word) for word in hydra.overrides.task]
     (job,) = prepare([overrides], _overlays(hydra.searchpath), SweepFolder(Path(hydra.sweep.dir)))
     job.variables |= {name: str(_cores()) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     launch([job], Console(quiet=True))
-    return _value(job, hydra.sweeper._target_)
+    return headline(job)
 
 
 def _overlays(searchpath: Sequence[str] | None) -> list[Path]:
@@ -128,20 +123,13 @@ def _cores() -> int:
     return usable_cores()
 
 
-class _JobFailedError(Exception):
-    """A job has no result that a search could use."""
-
-
-def _value(job: Job, sweeper: str) -> float:
+def headline(job: Job) -> float | None:
     """A run's headline metric on its first evaluation set, which a search minimises.
 
-    Raises:
-        _JobFailedError: if it did not complete and a search must know. Hydra's basic sweeper would only end at the
-            first such job, and gets a number that is none instead.
+    None if it did not complete: an exception would end the sweep, and a value that is no number tells a search that
+    the trial failed.
     """
-    if job.status == "completed":
-        record = job.folder.read_result()
-        return next(score.value for score in scores_of(record) if score.metric == record["task/headline"])
-    if sweeper == BASIC_SWEEPER:
-        return math.nan
-    raise _JobFailedError(job.error or job.status)
+    if job.status != "completed":
+        return None
+    record = job.folder.read_result()
+    return next(score.value for score in scores_of(record) if score.metric == record["task/headline"])

@@ -177,6 +177,7 @@ def test_a_search_ends_with_its_trials_compared_and_repeats_none(command, tmp_pa
     lr = yaml.safe_load(parameters.read_text())["best_params"]["++optimizer.lr"]
     assert lr in [record["config/optimizer.lr"] for record in completed]
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("metrics.csv")}
+    assert done.stderr == ""
     again = command(*SEARCH)
     assert " ".join(again.stdout.split()) == shown
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("metrics.csv")} == stamps
