@@ -6,6 +6,7 @@ The Python face; everything heavy is imported when first used:
     lcbench.build_model(overrides)        the network of a command line
     lcbench.build_attention(name, d_model=, n_heads=, position="none", **options)
     lcbench.load(run)                     a trained network and its task
+    lcbench.evaluate(run, overrides)      a trained network scored elsewhere, recorded beside its run
     lcbench.results.read(paths)           the records of runs
     lcbench.results.compare(paths)        a table of runs, as plain data
 """
@@ -20,9 +21,10 @@ _FACE = {
     "build_model": "lcbench.composition",
     "build_attention": "lcbench.composition",
     "load": "lcbench.trained",
+    "evaluate": "lcbench.again",
 }
 
-__all__ = ["build_attention", "build_model", "compose", "load"]
+__all__ = ["build_attention", "build_model", "compose", "evaluate", "load"]
 
 
 def __getattr__(name: str) -> Any:

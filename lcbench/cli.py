@@ -17,7 +17,8 @@ lcbench: which mechanism remembers what it has read, and at what cost
   lcbench show [key=value ...]   the resolved config with parameters, tokens, operations and memory; trains nothing
   lcbench show RUN               the scores of a run's folder
   lcbench compare PATHS          a table of runs, one row per configuration: mean and 95 % interval over seeds, cost
-  lcbench resume RUN             continue a run that was stopped
+  lcbench resume RUN             continue a stopped run; with trainer.max_steps=N, a new run that goes on from it
+  lcbench evaluate RUN [evaluation.key=value ...]    score a trained network elsewhere: lengths=[1k,4k], sets=[sparse]
   lcbench verify [key=value ...] the conformance suite on this composition: a certificate
   lcbench doctor                 what this machine has and lacks
 
@@ -40,6 +41,7 @@ examples
   lcbench experiment=cope/flip_flop logger=none
   lcbench show experiment=cope/flip_flop_paper
   lcbench compare outputs/flip_flop --against position=rope
+  lcbench evaluate outputs/flip_flop/default-1a2b3c4d evaluation.sets=[sparse] evaluation.lengths=[1k,4k]
 """
 
 
@@ -160,15 +162,27 @@ def _sweep(words: list[str], overlays: list[Path]) -> int:
 def _resume(words: list[str], overlays: list[Path], trust: bool) -> int:
     from rich.console import Console
 
-    if len(words) != 1:
-        raise ConfigurationError("resume takes one run's folder: lcbench resume outputs/flip_flop/default-1a2b3c4d.")
-    from lcbench.trained import experiment_of
+    path = _run_of("resume", words)
+    from lcbench.again import resume
 
-    console = Console(highlight=False)
-    experiment = experiment_of(Path(words[0]), trust)
-    from lcbench.engine.run import run
+    return _exit_code(resume(path, words[1:], Console(highlight=False), trust, overlays))
 
-    return _exit_code(run(experiment, console))
+
+def _evaluate(words: list[str], overlays: list[Path], trust: bool) -> int:
+    from rich.console import Console
+
+    path = _run_of("evaluate", words)
+    from lcbench.again import evaluate
+
+    return _exit_code(evaluate(path, words[1:], Console(highlight=False), trust, overlays))
+
+
+def _run_of(verb: str, words: list[str]) -> Path:
+    if not words or "=" in words[0] or any("=" not in word for word in words[1:]):
+        raise ConfigurationError(
+            f"{verb} takes one run's folder, then overrides: lcbench {verb} outputs/flip_flop/default-1a2b3c4d."
+        )
+    return Path(words[0])
 
 
 def _show(words: list[str], overlays: list[Path], trust: bool) -> int:
@@ -176,10 +190,12 @@ def _show(words: list[str], overlays: list[Path], trust: bool) -> int:
 
     console = Console(highlight=False)
     if len(words) == 1 and "=" not in words[0]:
+        from lcbench.results.evaluations import show_evaluations
         from lcbench.results.record import RunFolder
         from lcbench.results.table import show_run
 
         show_run(console, RunFolder(Path(words[0])).read_result(), Path(words[0]))
+        show_evaluations(console, Path(words[0]))
         return 0
     from lcbench.composition import build, compose
     from lcbench.engine.show import show
@@ -239,6 +255,7 @@ VERBS: dict[str, Callable[[list[str], list[Path], bool], int]] = {
     "show": _show,
     "compare": _compare,
     "resume": _resume,
+    "evaluate": _evaluate,
     "verify": _verify,
     "doctor": _doctor,
 }

@@ -61,9 +61,13 @@ class Composition:
     @property
     def folder_name(self) -> str:
         """What differs, readable, and the hash, unique."""
-        words = [f"{key}-{value}" for key, value in self.differs]
-        slug = re.sub(r"[^A-Za-z0-9._-]+", "-", "_".join(words)).strip("-")[:80] or "default"
-        return f"{slug}-{self.hash}"
+        return f"{slug(self.differs)[:80] or 'default'}-{self.hash}"
+
+
+def slug(differs: Sequence[tuple[str, str]]) -> str:
+    """Keys and values as part of a file's name."""
+    words = [f"{key}-{value}" for key, value in differs]
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", "_".join(words)).strip("-")
 
 
 @dataclass(frozen=True)
@@ -99,12 +103,7 @@ def compose(overrides: Sequence[str] = (), overlays: Sequence[Path] = ()) -> Com
         ConfigurationError: for any mistake in the overrides, in one sentence.
     """
     parsed = _parse(overrides)
-    for override in parsed:
-        if override.is_sweep_override():
-            raise ConfigurationError(
-                f"{override.input_line!r} lists several values; one run takes one (-m makes a sweep of them, "
-                "key=[a,b] is one list)."
-            )
+    _refuse_several(parsed)
     node, choices = _hydra(_arguments(parsed, overlays))
     given = {o.key_or_group: str(o.get_value_string()) for o in parsed}
     files = _Files([config_directory(), *overlays], choices, given)
@@ -136,17 +135,73 @@ def from_config(config: dict[str, Any], trust: bool = False) -> Composition:
     Raises:
         ConfigurationError: if the config names such a target and ``trust`` is False, or does not fit its targets.
     """
+    return changed(config, (), (), "", trust=trust)
+
+
+def changed(
+    config: dict[str, Any],
+    overrides: Sequence[str],
+    free: Sequence[str],
+    reason: str,
+    overlays: Sequence[Path] = (),
+    trust: bool = False,
+) -> Composition:
+    """A composition from a run's own ``config.yaml`` with some keys changed.
+
+    Args:
+        config: the resolved config of a run.
+        overrides: as on the command line.
+        free: the keys and groups that may change.
+        reason: half a sentence on why no others may.
+        overlays: folders of the user's own config files, for the choice of a group.
+        trust: allow the run's config to name targets outside lcbench, torch and lightning.
+
+    Raises:
+        ConfigurationError: if the config names such a target and ``trust`` is False, if it does not fit its targets,
+            or for an override that cannot be.
+    """
     for path, target in _targets(config):
         if not trust and not target.startswith(TRUSTED):
             raise ConfigurationError(
                 f"{path}._target_={target} lies outside lcbench, torch and lightning; add --trust to run its code."
             )
-    checked = _checked(OmegaConf.create(config), _Files([], {}, {}))
-    return Composition(config=checked, choices={}, differs=())
+    parsed = _parse(overrides)
+    _refuse_several(parsed)
+    given = {o.key_or_group: str(o.get_value_string()) for o in parsed}
+    files = _Files([config_directory(), *overlays], {}, given)
+    node = OmegaConf.create(config)
+    # a group's choice comes first: the keys beside it are options of what was chosen
+    for override in sorted(parsed, key=lambda override: "." in override.key_or_group):
+        _change(node, override, free, reason, files)
+    differs = tuple(sorted((key, value) for key, value in given.items() if is_computed(key)))
+    return Composition(config=_checked(node, files), choices={}, differs=differs)
 
 
-def build(composition: Composition) -> Experiment:
+def _change(node: DictConfig, override: Override, free: Sequence[str], reason: str, files: _Files) -> None:
+    key, words = override.key_or_group, (override.input_line or "").lstrip("+")
+    groups = [str(name) for name, child in node.items() if isinstance(child, DictConfig) and "_target_" in child]
+    options = {f"{group}.{name}" for group in groups for name in options_of(locate(node[group]._target_, group))}
+    known = {*map(str, node), *options, *free}
+    if key not in known or override.is_delete():
+        raise ConfigurationError(f"{words}: no such key; {closest(key, known)}")
+    if not any(key == name or key.startswith(f"{name}.") for name in free):
+        raise ConfigurationError(f"{words}: {reason}; what may change is {', '.join(free)}.")
+    if key not in groups:
+        OmegaConf.update(node, key, override.value(), merge=False)
+        return
+    choices, name = choices_of(key, files.directories), str(override.get_value_string()).strip("'\"")
+    if name not in choices:
+        raise ConfigurationError(f"{words}: no such choice; {closest(name, choices)} `lcbench list {key}`.")
+    node[key] = OmegaConf.load(choices[name])
+    _fill_group(node, key, files)
+
+
+def build(composition: Composition, trained: bool = False) -> Experiment:
     """The objects of a run, and the checks that need them: nothing is trained, no data is drawn, no file is written.
+
+    Args:
+        composition: the config.
+        trained: the network has its weights already.
 
     Raises:
         ConfigurationError: for parts that do not work together.
@@ -172,7 +227,7 @@ def build(composition: Composition) -> Experiment:
         trainer=trainer,
         evaluation=construct(config["evaluation"]),
         logger=construct(config["logger"]),
-    ).checked()
+    ).checked(trained)
 
 
 def construct(node: dict[str, Any], *injected: Any) -> Any:
@@ -239,6 +294,15 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
     return parsed
 
 
+def _refuse_several(parsed: Sequence[Override]) -> None:
+    for override in parsed:
+        if override.is_sweep_override():
+            raise ConfigurationError(
+                f"{override.input_line!r} lists several values; one run takes one (-m makes a sweep of them, "
+                "key=[a,b] is one list)."
+            )
+
+
 def _arguments(parsed: Sequence[Override], overlays: Sequence[Path]) -> list[str]:
     directories = [config_directory(), *overlays]
     arguments = [_checked_override(override, directories) for override in parsed]
@@ -303,29 +367,32 @@ def _drop_unused(node: DictConfig, choices: dict[str, str], given: dict[str, str
 
 
 def _fill_defaults(node: DictConfig, files: _Files) -> None:
-    for group in list(node):
-        child = node[group]
-        if not isinstance(child, DictConfig) or "_target_" not in child:
+    for group in map(str, list(node)):
+        if isinstance(node[group], DictConfig) and "_target_" in node[group]:
+            _fill_group(node, group, files)
+
+
+def _fill_group(node: DictConfig, group: str, files: _Files) -> None:
+    child = node[group]
+    options = options_of(locate(child._target_, f"{group}._target_"))
+    for key in map(str, list(child)):
+        full = f"{group}.{key}"
+        if key == "_target_" or key in options:
             continue
-        options = options_of(locate(child._target_, f"{group}._target_"))
-        for key in map(str, list(child)):
-            full = f"{group}.{key}"
-            if key == "_target_" or key in options:
-                continue
-            if f"{group}._target_" in files.given and full not in files.given:
-                # the file's options belong to the class it names, not to the user's own
-                del child[key]
-            else:
-                value: Any = OmegaConf.select(node, full)
-                raise ConfigurationError(
-                    f"{full}={value!s} ({files.origin(full)}): no such key; "
-                    f"{closest(full, [f'{group}.{name}' for name in options])}"
-                )
-        for name, parameter in options.items():
-            if name not in child:
-                if parameter.default is parameter.empty:
-                    raise ConfigurationError(f"{group}.{name} is missing: {child._target_} needs it.")
-                child[name] = parameter.default if not isinstance(parameter.default, tuple) else [*parameter.default]
+        if f"{group}._target_" in files.given and full not in files.given:
+            # the file's options belong to the class it names, not to the user's own
+            del child[key]
+        else:
+            value: Any = OmegaConf.select(node, full)
+            raise ConfigurationError(
+                f"{full}={value!s} ({files.origin(full)}): no such key; "
+                f"{closest(full, [f'{group}.{name}' for name in options])}"
+            )
+    for name, parameter in options.items():
+        if name not in child:
+            if parameter.default is parameter.empty:
+                raise ConfigurationError(f"{group}.{name} is missing: {child._target_} needs it.")
+            child[name] = parameter.default if not isinstance(parameter.default, tuple) else [*parameter.default]
 
 
 def _checked(node: DictConfig, files: _Files) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from lcbench.engine.callbacks import load_checkpoint
+from lcbench.engine.callbacks import load_checkpoint, network_weights
 from lcbench.engine.experiment import Experiment
 from lcbench.errors import ConfigurationError
 from lcbench.model.base import Model
@@ -32,12 +32,27 @@ def experiment_of(path: Path, trust: bool = False) -> Experiment:
     """
     from lcbench.composition import build, from_config
 
-    folder = RunFolder(path)
-    record = folder.read_result()
-    config: dict[str, Any] = yaml.safe_load(folder.config.read_text())
+    config = config_of(RunFolder(path))
     experiment = build(from_config(config, trust))
-    name = record["experiment"]
+    name = experiment.name
     return replace(experiment, name=name, outputs=path.resolve().parents[name.count("/") + 1])
+
+
+def config_of(folder: RunFolder) -> dict[str, Any]:
+    """A run's own resolved config.
+
+    Raises:
+        ConfigurationError: if the folder is no run's, or its config cannot be read.
+    """
+    try:
+        config = yaml.safe_load(folder.config.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        raise folder.no_run("config.yaml") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{folder.config} cannot be read: {' '.join(str(error).split())}.") from None
+    if not isinstance(config, dict) or "experiment" not in config:
+        raise ConfigurationError(f"{folder.config} is no run's config: it names no experiment.")
+    return config
 
 
 def load(run: str | Path, checkpoint: str = "last", trust: bool = False) -> Trained:
@@ -56,6 +71,5 @@ def load(run: str | Path, checkpoint: str = "last", trust: bool = False) -> Trai
     if not path.exists():
         raise ConfigurationError(f"{path} does not exist: the run has not got that far.")
     model = experiment.make_model()
-    weights = load_checkpoint(path)["state_dict"]
-    model.load_state_dict({key.removeprefix("model."): value for key, value in weights.items()})
+    model.load_state_dict(network_weights(load_checkpoint(path)))
     return Trained(model.eval(), experiment)

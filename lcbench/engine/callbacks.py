@@ -12,6 +12,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from torch import Tensor
 
 from lcbench.engine.evaluation import score
 from lcbench.engine.experiment import Experiment
@@ -65,15 +66,26 @@ class Curves(pl.Callback):
         self.solved_in_a_row = 0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seconds": self.clock.read(), "best": self.best, "solved_in_a_row": self.solved_in_a_row}
+        state = {"seconds": self.clock.read(), "best": self.best, "solved_in_a_row": self.solved_in_a_row}
+        return {**state, "light": self._light(), "stop_at_error": self.experiment.trainer.stop_at_error}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.clock = Clock(state_dict["seconds"])
-        self.best, self.solved_in_a_row = state_dict["best"], state_dict["solved_in_a_row"]
+        # a run that continues another one may ask for other light evaluations or another threshold
+        if state_dict.get("light", self._light()) == self._light():
+            self.best = state_dict["best"]
+            threshold = self.experiment.trainer.stop_at_error
+            if state_dict.get("stop_at_error", threshold) == threshold:
+                self.solved_in_a_row = state_dict["solved_in_a_row"]
+
+    def _light(self) -> list[Any]:
+        """What light errors are measured on: those of two lists cannot be compared."""
+        evaluation = self.experiment.evaluation
+        return [self.experiment.evaluation_sets()[0], evaluation.light_examples, evaluation.seed]
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        kept = _rows_until(self.folder.metrics, trainer.global_step)
-        write_text(self.folder.metrics, _as_csv([list(self.columns), *kept]))
+        kept = rows_until(self.folder.metrics, trainer.global_step)
+        write_text(self.folder.metrics, as_csv([list(self.columns), *kept]))
         self.step = trainer.global_step
         self._stop_if_solved(trainer)
         self.clock.start()
@@ -203,7 +215,33 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _rows_until(path: Path, step: int) -> list[list[str]]:
+def network_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+    """The network's part of a checkpoint's content."""
+    return {key.removeprefix("model."): value for key, value in checkpoint["state_dict"].items()}
+
+
+def newest_checkpoint(folder: RunFolder, say: Callable[[str], None]) -> tuple[Path | None, dict[str, Any]]:
+    """The newest checkpoint that can be read, and its content; what cannot be read is said.
+
+    ``first.ckpt`` is what a run began from that continues another one.
+    """
+    for name in ("last.ckpt", "previous.ckpt", "first.ckpt"):
+        path = folder.checkpoints / name
+        if not path.exists():
+            continue
+        try:
+            content = load_checkpoint(path)
+            int(content["global_step"])
+            return path, content
+        except Exception as error:
+            # whatever a damaged file makes the reader raise, an older one is better than none
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:100]
+            say(f"{name} cannot be read ({reason}); trying the one before")
+    return None, {}
+
+
+def rows_until(path: Path, step: int) -> list[list[str]]:
+    """The complete rows of a metrics.csv up to a step, without its header."""
     if not path.exists():
         return []
     rows = list(csv.reader(io.StringIO(path.read_text())))[1:]
@@ -211,7 +249,8 @@ def _rows_until(path: Path, step: int) -> list[list[str]]:
     return [row for row in complete if int(row[0]) <= step]
 
 
-def _as_csv(rows: list[list[str]]) -> str:
+def as_csv(rows: list[list[str]]) -> str:
+    """Rows as the text of a CSV file."""
     text = io.StringIO()
     csv.writer(text).writerows(rows)
     return text.getvalue()

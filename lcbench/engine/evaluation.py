@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -11,6 +11,8 @@ import torch
 from lcbench.attention.base import Facts
 from lcbench.dataset.base import Batch
 from lcbench.dataset.synthetic import evaluation_batches
+from lcbench.engine.experiment import Experiment
+from lcbench.engine.progress import Progress
 from lcbench.model.base import Model
 from lcbench.results.statistics import normal, wilson
 from lcbench.task.base import Task
@@ -85,6 +87,46 @@ def score(
     finally:
         model.train(was_training)
     return {k: v for name, tally in tallies.items() for k, v in tally.record(name).items()}
+
+
+def scored_sets(
+    model: Model, experiment: Experiment, progress: Progress, check: Callable[[], None], done: Container[str] = ()
+) -> Iterator[tuple[str, dict[str, float]]]:
+    """Score ``model`` on every set that the experiment's evaluation asks for, one after another.
+
+    Args:
+        progress: told of every batch.
+        check: called after every batch; may raise to stop.
+        done: sets to leave out.
+
+    Yields:
+        The set's name and what ``score`` returns for it.
+    """
+    evaluation, settings = experiment.evaluation, experiment.trainer
+    model.to(settings.device)
+
+    def tick(more: int) -> None:
+        check()
+        progress.tick(more)
+
+    for name in experiment.evaluation_sets():
+        if name in done:
+            continue
+        progress.begin(f"scoring {name}", evaluation.examples)
+        yield (
+            name,
+            score(
+                model,
+                experiment.task,
+                name,
+                examples=evaluation.examples,
+                batch_size=evaluation.batch_size,
+                seed=evaluation.seed,
+                device=settings.device,
+                precision=settings.precision,
+                tick=tick,
+            ),
+        )
 
 
 def _on(device: str, batches: Iterator[Batch]) -> Iterator[Batch]:

@@ -59,8 +59,11 @@ class Experiment:
         sets = list(self.evaluation.sets or self.task.evaluation_sets)
         return sets + [self.task.at(name, length) for length in self.evaluation.lengths for name in sets]
 
-    def checked(self) -> Experiment:
+    def checked(self, trained: bool = False) -> Experiment:
         """Itself, if its parts fit together. Builds the network without memory or data.
+
+        Args:
+            trained: the network has its weights already: only what it is scored on can still change.
 
         Raises:
             ConfigurationError: if they do not.
@@ -70,10 +73,10 @@ class Experiment:
             model = self.make_model()
         feeding_of(self.trainer, model)
         for encoding in _encodings(model):
-            self._check_encoding(encoding, lengths)
+            self._check_encoding(encoding, lengths, trained)
         return self
 
-    def _check_encoding(self, encoding: PositionEncoding, lengths: dict[str, int]) -> None:
+    def _check_encoding(self, encoding: PositionEncoding, lengths: dict[str, int], trained: bool) -> None:
         name = self.config["position"]["_target_"].split(".")[-2]
         for evaluation_set, length in lengths.items():
             limit = encoding.max_length
@@ -81,12 +84,15 @@ class Experiment:
             if limit is not None and length - 1 > limit:
                 short = [s for s, n in lengths.items() if n - 1 <= limit and s != TRAIN]
                 where = "training" if evaluation_set == TRAIN else f"evaluation set {evaluation_set}"
-                remedy = f"position.max_length={length - 1}"
+                remedy = f"set position.max_length={length - 1}"
                 if evaluation_set != TRAIN and short:
                     remedy += f" or evaluation.sets=[{','.join(short)}]"
+                if trained:
+                    remedy = "a trained network gets no more of them; score it on sets of at most "
+                    remedy += f"{limit + 1} tokens"
                 raise ConfigurationError(
                     f"position={name} has position.max_length={limit} places, but {where} needs {length - 1}: "
-                    f"set {remedy}."
+                    f"{remedy}."
                 )
         rows = getattr(encoding, "p_max", None)
         if rows is not None and rows < self.task.positions_needed and not getattr(encoding, "undersized", False):

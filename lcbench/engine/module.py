@@ -8,6 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 
 from lcbench.attention.base import unpacked
 from lcbench.dataset.base import Batch
@@ -87,6 +88,19 @@ class TrainingModule(pl.LightningModule):
         optimizer, schedule = recipe.build(self.model, steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def _follow_schedule(self) -> None:
+        """Gives the next update the rate of this run's schedule.
+
+        A checkpoint holds the rate that the schedule it was written under would have gone on with, and the scheduler
+        sets another one only after the first update: a run that goes on for longer has another schedule.
+        """
+        for config in self.trainer.lr_scheduler_configs:
+            schedule = config.scheduler
+            assert isinstance(schedule, LambdaLR)
+            parts = zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True)
+            for group, base, factor in parts:
+                group["lr"] = base * factor(schedule.last_epoch)
+
     def train_dataloader(self) -> Iterable[Batch]:
         return self.experiment.dataset.loader(self.first_batch, None)
 
@@ -110,6 +124,7 @@ class TrainingModule(pl.LightningModule):
         self.random = checkpoint["random"]
 
     def on_train_start(self) -> None:
+        self._follow_schedule()
         # the last thing before the first step, so that nothing in between can draw from the generators
         random = getattr(self, "random", None)
         if random is not None:

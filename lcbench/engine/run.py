@@ -16,12 +16,20 @@ import yaml
 from rich.console import Console
 
 from lcbench.cost.memory import peak_memory_bytes, reset_peak_memory
-from lcbench.engine.callbacks import Checkpoints, Curves, link, load_checkpoint
-from lcbench.engine.evaluation import score
+from lcbench.engine.callbacks import (
+    Checkpoints,
+    Curves,
+    link,
+    load_checkpoint,
+    network_weights,
+    newest_checkpoint,
+)
+from lcbench.engine.evaluation import scored_sets
 from lcbench.engine.experiment import Experiment, cost_of
 from lcbench.engine.interrupt import Interrupted, StopRequest
 from lcbench.engine.machine import facts_of_machine
 from lcbench.engine.module import DivergenceError, TrainingModule
+from lcbench.engine.origin import Origin
 from lcbench.engine.progress import Progress
 from lcbench.errors import ConfigurationError
 from lcbench.logger.base import RunFacts
@@ -35,20 +43,28 @@ from lcbench.task.base import TRAIN
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def folder_of(experiment: Experiment) -> RunFolder:
-    """The run's folder: the one that already holds what is computed here, or a new name."""
-    parent = experiment.outputs / experiment.name
+def folder_of(experiment: Experiment, parent: Path | None = None) -> RunFolder:
+    """The run's folder in ``parent``: the one that already holds what is computed here, or a new name."""
+    parent = parent or experiment.outputs / experiment.name
     same = sorted(parent.glob(f"*-{experiment.identity}"))
     return RunFolder(same[0] if same else parent / experiment.folder_name)
 
 
-def run(experiment: Experiment, console: Console) -> dict[str, Any]:
+def run(
+    experiment: Experiment, console: Console, folder: RunFolder | None = None, origin: Origin | None = None
+) -> dict[str, Any]:
     """Train and score, or show the finished run, or continue the unfinished one.
+
+    Args:
+        experiment: the parts of the run.
+        console: where to show it.
+        folder: where the run lies, if not where its config says.
+        origin: the run that a new one continues.
 
     Returns:
         The run's record; ``status`` is completed, failed or interrupted.
     """
-    folder = folder_of(experiment)
+    folder = folder or folder_of(experiment)
     result = _record_so_far(folder, console)
     if result.get("status") == "completed" and not experiment.rerun:
         console.print("this run is finished (rerun=true starts over)")
@@ -58,6 +74,8 @@ def run(experiment: Experiment, console: Console) -> dict[str, Any]:
         if experiment.rerun:
             folder.clear()
             result = {}
+        if origin is not None:
+            result = origin.begin(folder) | result
         return _Run(experiment, folder, console, result).execute()
 
 
@@ -75,6 +93,7 @@ def _record_so_far(folder: RunFolder, console: Console) -> dict[str, Any]:
 class _Run:
     def __init__(self, experiment: Experiment, folder: RunFolder, console: Console, before: dict[str, Any]) -> None:
         self.earlier_seconds = before.get("cost/wall_seconds", 0.0)
+        self.continues = {key: value for key, value in before.items() if key.startswith("continues/")}
         self.experiment, self.folder, self.console = experiment, folder, console
         self.progress = Progress(console, experiment.trainer.progress)
         self.stop = StopRequest(console)
@@ -121,13 +140,14 @@ class _Run:
     def _open(self) -> None:
         experiment, folder = self.experiment, self.folder
         write_text(folder.config, "# what this run computes, resolved\n" + yaml.safe_dump(experiment.config))
-        self.log = _file_log(folder.log)
+        self.log = file_log(folder.log)
         task = experiment.task
         self.result = {
             "status": "running",
             "error": None,
             "seed": experiment.seed,
             "experiment": experiment.name,
+            **self.continues,
             "task/headline": task.headline,
             **{f"chance/{metric}": value for metric, value in task.chance.items()},
             **facts_of_machine(experiment.trainer.device),
@@ -166,9 +186,8 @@ class _Run:
         pl.seed_everything(self.experiment.seed, verbose=False)
         model = self.experiment.make_model()
         checkpoint, step = self._newest_checkpoint()
-        first_batch = 0
+        first_batch = step * settings.accumulate
         if checkpoint is not None:
-            first_batch = step * settings.accumulate
             self._say(f"continuing after step {step}")
         module = TrainingModule(self.experiment, model, first_batch)
         curves = Curves(self.folder, self.experiment, self.progress, self._log_metrics)
@@ -179,27 +198,21 @@ class _Run:
             warnings.filterwarnings("ignore", module=r"lightning\..*")
             trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
         seconds = curves.clock.read()
-        scores = self._score(model)
+        scores = self._score(model, trainer.global_step)
         measures = {f"measures/{name}": value for name, value in module.measured().items()}
         return {**scores, **self._cost(model, module.tokens_seen, seconds, trainer.global_step), **measures}
 
     def _newest_checkpoint(self) -> tuple[Path | None, int]:
         """The newest checkpoint that can be read, and its step."""
-        for name in ("last.ckpt", "previous.ckpt"):
-            path = self.folder.checkpoints / name
-            if not path.exists():
-                continue
-            try:
-                step: int = load_checkpoint(path)["global_step"]
-                if name != "last.ckpt":
-                    # the damaged one must not take the good one's place at the next save
-                    link(path, self.folder.checkpoints / "last.ckpt")
-                return path, step
-            except Exception as error:
-                # whatever a damaged file makes the reader raise, an older one is better than none
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0][:100]
-                self._say(f"{name} cannot be read ({reason}); trying the one before")
-        return None, 0
+        path, content = newest_checkpoint(self.folder, self._say)
+        if path is None:
+            if "continues" in self.experiment.config:
+                raise RuntimeError("no checkpoint is left of the run that this one continues; resume that one again")
+            return None, 0
+        if path.name != "last.ckpt":
+            # a damaged one must not take the good one's place at the next save
+            link(path, self.folder.checkpoints / "last.ckpt")
+        return path, content["global_step"]
 
     def _trainer(self, callbacks: list[pl.Callback]) -> pl.Trainer:
         settings = self.experiment.trainer
@@ -235,30 +248,17 @@ class _Run:
         self._say(f"the logger failed and is left out from here on: {type(error).__name__}: {error}")
         self.log.error("%s", traceback.format_exc())
 
-    def _score(self, model: Model) -> dict[str, Any]:
-        experiment, evaluation = self.experiment, self.experiment.evaluation
-        model.to(experiment.trainer.device)
-        scores: dict[str, Any] = {}
-        for name in experiment.evaluation_sets():
-            self.progress.begin(f"scoring {name}", evaluation.examples)
-            found = score(
-                model,
-                experiment.task,
-                name,
-                examples=evaluation.examples,
-                batch_size=evaluation.batch_size,
-                seed=evaluation.seed,
-                device=experiment.trainer.device,
-                precision=experiment.trainer.precision,
-                tick=self._tick,
-            )
+    def _score(self, model: Model, step: int) -> dict[str, Any]:
+        checkpoint = self.experiment.evaluation.checkpoint
+        if checkpoint == "best":
+            content = load_checkpoint(self.folder.checkpoints / "best.ckpt")
+            model.load_state_dict(network_weights(content))
+            step = content["global_step"]
+        scores: dict[str, Any] = {"evaluated/checkpoint": checkpoint, "evaluated/step": step}
+        for name, found in scored_sets(model, self.experiment, self.progress, self.stop.check):
             scores |= {f"scores/{name}/{metric}": value for metric, value in found.items()}
             self.log.info("scored %s", name)
         return scores
-
-    def _tick(self, done: int) -> None:
-        self.stop.check()
-        self.progress.tick(done)
 
     def _cost(self, model: Model, tokens: int, seconds: float, steps: int) -> dict[str, Any]:
         try:
@@ -278,7 +278,8 @@ class _Run:
         }
 
 
-def _file_log(path: Path) -> logging.Logger:
+def file_log(path: Path) -> logging.Logger:
+    """A log that goes to a file and nowhere else."""
     logger = logging.Logger(f"lcbench.{path.parent.name}")
     handler = logging.FileHandler(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

@@ -107,6 +107,7 @@ class Evaluation:
         light_examples: examples of the first set in a light evaluation while training.
         batch_size: examples scored at once; results do not depend on it.
         seed: of the evaluation sets; the same for every training seed, so that runs are scored on the same examples.
+        checkpoint: the weights that are scored: last, or best (lowest error in a light evaluation).
 
     Raises:
         ConfigurationError: for a value outside its range.
@@ -121,9 +122,11 @@ class Evaluation:
         light_examples: Length = 256,
         batch_size: int = 64,
         seed: int = 0,
+        checkpoint: Literal["last", "best"] = "last",
     ) -> None:
         _positive("evaluation", examples=examples, light_examples=light_examples, batch_size=batch_size)
         if sets == []:
             raise ConfigurationError("evaluation.sets=[]: name at least one set, or null for the task's own list.")
         self.sets, self.lengths, self.examples = sets, lengths, examples
         self.light_examples, self.batch_size, self.seed = light_examples, batch_size, seed
+        self.checkpoint = checkpoint

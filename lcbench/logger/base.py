@@ -21,6 +21,8 @@ class RunFacts:
         experiment: what the run belongs to.
         name: the folder's name.
         tags: words to find it by.
+        job: train or evaluate.
+        evaluated: the folder of the run that an evaluation scores; None for a run.
     """
 
     folder: Path
@@ -28,6 +30,8 @@ class RunFacts:
     experiment: str
     name: str
     tags: list[str]
+    job: str = "train"
+    evaluated: Path | None = None
 
 
 class RunLogger(ABC):

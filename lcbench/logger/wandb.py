@@ -83,10 +83,10 @@ class WandB(RunLogger):
             group=facts.experiment,
             name=facts.name,
             tags=facts.tags,
-            job_type="train",
+            job_type=facts.job,
             id=id_file.read_text(),
             resume="allow" if mode == "online" else None,
-            config=facts.config,
+            config=facts.config | _evaluated(facts),
             dir=str(facts.folder),
             mode=cast("Literal['online', 'offline']", mode),
             settings=wandb.Settings(
@@ -115,6 +115,15 @@ class WandB(RunLogger):
             self.run.finish(exit_code=exit_code)
             self.run = None
         return None
+
+
+def _evaluated(facts: RunFacts) -> dict[str, Any]:
+    """Which run an evaluation scores: its folder's name, and its W&B id where it has one."""
+    if facts.evaluated is None:
+        return {}
+    id_file = facts.evaluated / "wandb" / "id"
+    known = {"wandb_id": id_file.read_text()} if id_file.exists() else {}
+    return {"evaluated": {"run": facts.evaluated.resolve().name, **known}}
 
 
 def configured_key() -> bool:

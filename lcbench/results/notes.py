@@ -32,6 +32,12 @@ def notes_on(
         without = sum(run.record.get(f"scores/{metric}") is None for run in completed)
         if without:
             notes.append(f"without {metric}: {without} of {len(completed)} completed runs")
+    for metric in metrics:
+        later = sum(metric.split("/")[0] in run.evaluated for run in completed)
+        if later:
+            notes.append(
+                f"{metric}: {later} of {len(completed)} completed runs were scored on it by a later evaluation"
+            )
     headline = runs[0].record["task/headline"]
     kinds = kinds_of(runs)
     sets = dict.fromkeys(s for kind in kinds for s in kind if s.partition("/")[2] == headline)

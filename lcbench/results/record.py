@@ -3,7 +3,8 @@
     config.yaml        resolved, loadable by itself
     result.json        flat, group/name keys
     metrics.csv        the curves
-    checkpoints/       last, the one before it, and best
+    checkpoints/       last, the one before it, and best; first, where the run continues another one
+    evaluations/       a record each: what the trained network was scored on afterwards
     run.log            what happened, with the traceback where the run failed
 
 Whatever others read is written under another name first and then renamed: a reader sees the old file or the new one.
@@ -20,7 +21,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from lcbench.errors import ConfigurationError
 
@@ -39,6 +40,34 @@ def write_text(path: Path, text: str) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def hold(lock: Path, what: object) -> Iterator[None]:
+    """Keep other processes from computing ``what``, until left or until this process ends.
+
+    Raises:
+        ConfigurationError: if another process holds the lock, or it cannot be written.
+    """
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        file = lock.open("a+")
+    except PermissionError as error:
+        raise ConfigurationError(f"{error.filename} cannot be written: {error.strerror}.") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise _taken(file, what) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def _taken(lock: IO[str], what: object) -> ConfigurationError:
+    lock.seek(0)
+    return ConfigurationError(f"{what} is being computed already, by process {lock.read().strip()}.")
 
 
 @dataclass(frozen=True)
@@ -73,6 +102,7 @@ class RunFolder:
         self.result = path / "result.json"
         self.metrics = path / "metrics.csv"
         self.checkpoints = path / "checkpoints"
+        self.evaluations = path / "evaluations"
         self.log = path / "run.log"
 
     @contextmanager
@@ -82,18 +112,26 @@ class RunFolder:
         Raises:
             ConfigurationError: if another process holds it.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                file.seek(0)
-                owner = file.read().strip()
-                raise ConfigurationError(f"{self.path} is being computed already, by process {owner}.") from None
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
+        with hold(self.path / ".lock", self.path):
             self._remove_leftovers()
+            yield
+
+    @contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """Keep the run from being computed while others read it together; changes nothing in its folder.
+
+        Raises:
+            ConfigurationError: if a process is computing it.
+        """
+        lock = self.path / ".lock"
+        if not lock.exists():
+            yield
+            return
+        with lock.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                raise _taken(file, self.path) from None
             yield
 
     def _remove_leftovers(self) -> None:
@@ -117,12 +155,16 @@ class RunFolder:
         try:
             return json.loads(self.result.read_text())
         except FileNotFoundError:
-            raise ConfigurationError(
-                f"{self.path} is no run: it has no result.json (a run is a folder such as "
-                "outputs/flip_flop/default-1a2b3c4d)."
-            ) from None
+            raise self.no_run("result.json") from None
         except json.JSONDecodeError as error:
             raise ConfigurationError(f"{self.result} cannot be read: {error}.") from None
+
+    def no_run(self, missing: str) -> ConfigurationError:
+        """The error for a folder that lacks what every run has."""
+        return ConfigurationError(
+            f"{self.path} is no run: it has no {missing} (a run is a folder such as "
+            "outputs/flip_flop/default-1a2b3c4d)."
+        )
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Write the record atomically."""

@@ -5,13 +5,20 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from types import NoneType
 from typing import Any
 
 from lcbench.errors import ConfigurationError
+from lcbench.results.evaluations import (
+    FOLDER,
+    UnreadableEvaluationError,
+    further_scores,
+    paths_of,
+    read_evaluation,
+)
 
 
 @dataclass(frozen=True)
@@ -24,7 +31,8 @@ class Run:
         status: completed, failed, interrupted or running.
         seed: of initialisation, data and dropout.
         config: what it computes, by dotted key.
-        record: result.json.
+        record: result.json, with the scores of further evaluations.
+        evaluated: evaluation sets whose scores come from evaluations after the run.
     """
 
     folder: str
@@ -33,6 +41,7 @@ class Run:
     seed: int
     config: dict[str, Any]
     record: dict[str, Any]
+    evaluated: frozenset[str] = frozenset()
 
     @property
     def completed(self) -> bool:
@@ -67,26 +76,42 @@ def read_runs(paths: Iterable[str | Path]) -> tuple[list[Run], list[Unreadable]]
     runs: dict[str, Run] = {}
     unreadable: dict[str, Unreadable] = {}
     for path in paths:
-        folders = list(_folders(path))
+        folders = dict(_folders(path))
         if not folders:
             missing = "there is no such folder" if not Path(path).exists() else "no result.json at or below it"
             raise ConfigurationError(f"{path} is no run and holds none: {missing}.")
-        for folder in folders:
+        for folder, has_evaluations in folders.items():
             # the same run may be reached by two of the paths
             key = os.path.realpath(folder)
             try:
                 runs[key] = _read(folder)
+                if has_evaluations and runs[key].completed:
+                    runs[key], bad = _with_evaluations(runs[key])
+                    unreadable |= {os.path.realpath(one.folder): one for one in bad}
             except _UnreadableError as error:
                 unreadable[key] = Unreadable(folder, str(error))
     return [runs[key] for key in sorted(runs)], [unreadable[key] for key in sorted(unreadable)]
 
 
-def _folders(path: str | Path) -> Iterator[str]:
-    """Folders of runs: with a record, or with the other files that every run begins with."""
+def _folders(path: str | Path) -> Iterator[tuple[str, bool]]:
+    """Folders of runs (with a record, or with the other files that every run begins with), and whether they hold
+    evaluations."""
     for folder, below, files in os.walk(path):
         if "result.json" in files or {"config.yaml", "run.log"} <= set(files):
-            yield folder
+            yield folder, FOLDER in below
             below.clear()
+
+
+def _with_evaluations(run: Run) -> tuple[Run, list[Unreadable]]:
+    evaluations, bad = [], []
+    for path in paths_of(run.folder):
+        try:
+            evaluations.append(read_evaluation(path))
+        except UnreadableEvaluationError as error:
+            bad.append(Unreadable(path, str(error)))
+    further = further_scores(run.record, evaluations)
+    sets = frozenset(key.split("/")[1] for key in further)
+    return replace(run, record=run.record | further, evaluated=sets), bad
 
 
 class _UnreadableError(Exception):
@@ -114,6 +139,8 @@ def _read(folder: str) -> Run:
         elif name.startswith(("scores/", "cost/")) and type(value) not in (float, int, NoneType):
             raise _UnreadableError(f"result.json is no record: {name} is not a number")
     config = config or _config_of(folder)
+    # a run from the beginning differs from one that continues another
+    config.setdefault("continues", None)
     if "task._target_" not in config:
         raise _UnreadableError("its config names no task")
     return Run(folder, record["experiment"], record["status"], record["seed"], config, record)

@@ -14,7 +14,12 @@ from lcbench.results.record import Score, scores_of
 
 
 def run_table(result: dict[str, Any]) -> Group:
-    """Scores per evaluation set, then the cost.
+    """Scores per evaluation set, then the cost."""
+    return Group(score_table(result), Text(""), cost_table(result))
+
+
+def score_table(result: dict[str, Any]) -> Table:
+    """Scores per evaluation set.
 
     Metrics split by a fact (``error/distance_4_7``) stay in the record.
     """
@@ -41,7 +46,7 @@ def run_table(result: dict[str, Any]) -> Group:
         for metric, title, _ in columns
     ]
     table.add_row("chance", *chance, style="dim")
-    return Group(table, Text(""), cost_table(result))
+    return table
 
 
 def _percent(value: float | None) -> str:
@@ -85,4 +90,6 @@ def show_run(console: Console, result: dict[str, Any], folder: Path) -> None:
     else:
         console.print(f"{result['status']}: {result.get('error') or 'no scores yet'}", soft_wrap=True)
     console.print()
+    if "continues/run" in result:
+        console.print(f"continues   {result['continues/run']}, from step {result['continues/step']}", soft_wrap=True)
     console.print(f"run folder  {folder}", soft_wrap=True)
