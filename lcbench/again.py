@@ -62,23 +62,23 @@ def resume(
         ConfigurationError: if ``path`` is no run, or for an override that a trained network does not allow.
     """
     first = experiment_of(path, trust)
-    reason = "a run goes on with what it was trained with so far, and a new run starts with what it likes"
+    reason = "a run that goes on keeps what its weights so far were trained with"
     composition = changed(first.config, overrides, TRAINED_ON, reason, overlays, trust)
-    if composition.config | {"outputs": None} == first.config | {"outputs": None} or not composition.differs:
-        if any(word.startswith("outputs=") for word in overrides):
+    elsewhere = any(word.startswith("outputs=") for word in overrides)
+    if composition.hash == first.identity:
+        if elsewhere:
             raise ConfigurationError("outputs: a run continues where it lies; move its folder instead.")
         return run(build(composition), console, RunFolder(path))
     folder = RunFolder(path)
     with folder.at_rest():
         origin = _origin(folder, first, console)
-        config = composition.config | {"continues": origin.difference(composition.config)}
-        composition = replace(composition, config=config)
-        name = _name(path, composition.differs, composition.hash)
-        experiment = replace(build(composition), folder_name=name)
-        origin.check(experiment)
-        elsewhere = any(word.startswith("outputs=") for word in overrides)
-        beside = folder_of(experiment, None if elsewhere else path.resolve().parent)
-        rate = origin.new_rate(experiment)
+    config = composition.config | {"continues": origin.difference(composition.config)}
+    composition = replace(composition, config=config)
+    name = _name(path, composition.differs, composition.hash)
+    experiment = replace(build(composition, trained=True), folder_name=name)
+    origin.check(experiment)
+    beside = folder_of(experiment, None if elsewhere else path.resolve().parent)
+    rate = origin.new_rate(experiment)
     if rate:
         console.print(rate, soft_wrap=True)
     return run(experiment, console, beside, origin)
@@ -124,5 +124,9 @@ def evaluate(
     reason = "an evaluation takes the network as it was trained"
     composition = changed(config_of(folder), overrides, SCORED, reason, overlays, trust)
     experiment = build(composition, trained=True)
-    asked = [(key.removeprefix("evaluation."), value) for key, value in composition.differs]
+    asked = [
+        (key.removeprefix("evaluation."), value)
+        for key, value in composition.differs
+        if key.startswith("evaluation.") or key == "trainer.precision"
+    ]
     return evaluate_network(experiment, folder, slug(asked), console or Console(quiet=True), experiment.rerun)

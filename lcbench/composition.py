@@ -66,7 +66,7 @@ class Composition:
 
 def slug(differs: Sequence[tuple[str, str]]) -> str:
     """Keys and values as part of a file's name."""
-    words = [f"{key}-{value}" for key, value in differs]
+    words = [f"{key}-{value.strip('[]')}" for key, value in differs]
     return re.sub(r"[^A-Za-z0-9._-]+", "-", "_".join(words)).strip("-")
 
 

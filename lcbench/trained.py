@@ -35,7 +35,9 @@ def experiment_of(path: Path, trust: bool = False) -> Experiment:
     config = config_of(RunFolder(path))
     experiment = build(from_config(config, trust))
     name = experiment.name
-    return replace(experiment, name=name, outputs=path.resolve().parents[name.count("/") + 1])
+    # a folder that was moved may lie less deep
+    above = path.resolve().parents
+    return replace(experiment, outputs=above[min(name.count("/") + 1, len(above) - 1)])
 
 
 def config_of(folder: RunFolder) -> dict[str, Any]:
@@ -52,7 +54,8 @@ def config_of(folder: RunFolder) -> dict[str, Any]:
         raise ConfigurationError(f"{folder.config} cannot be read: {' '.join(str(error).split())}.") from None
     if not isinstance(config, dict) or "experiment" not in config:
         raise ConfigurationError(f"{folder.config} is no run's config: it names no experiment.")
-    return config
+    # the wish to start over was that command's, not the run's
+    return config | {"rerun": False}
 
 
 def load(run: str | Path, checkpoint: str = "last", trust: bool = False) -> Trained:

@@ -115,7 +115,7 @@ class _Run:
             self.result |= {"status": "interrupted", "error": "stopped by Ctrl-C; the same command continues"}
             self.log.info("interrupted")
             exit_code = 130
-        except DivergenceError as error:
+        except (DivergenceError, ConfigurationError) as error:
             self.result |= {"status": "failed", "error": str(error)}
             self.log.error("%s", error)
         except Exception as error:
@@ -207,7 +207,7 @@ class _Run:
         path, content = newest_checkpoint(self.folder, self._say)
         if path is None:
             if "continues" in self.experiment.config:
-                raise RuntimeError("no checkpoint is left of the run that this one continues; resume that one again")
+                raise ConfigurationError("no checkpoint is left to continue from; resume the first run again")
             return None, 0
         if path.name != "last.ckpt":
             # a damaged one must not take the good one's place at the next save

@@ -35,9 +35,7 @@ def notes_on(
     for metric in metrics:
         later = sum(metric.split("/")[0] in run.evaluated for run in completed)
         if later:
-            notes.append(
-                f"{metric}: {later} of {len(completed)} completed runs were scored on it by a later evaluation"
-            )
+            notes.append(f"{metric} comes from later evaluations in {later} of {len(completed)} completed runs")
     headline = runs[0].record["task/headline"]
     kinds = kinds_of(runs)
     sets = dict.fromkeys(s for kind in kinds for s in kind if s.partition("/")[2] == headline)
