@@ -3,7 +3,8 @@
 python benchmarks/compare.py [--runs 3000] [--seeds 5] [--rounds 5]
 
 Makes folders like those that runs leave, with a record of a real run's size: 4 evaluation sets, each with 3 metrics
-and 8 bins of distance. Every tenth run has failed. `--old` leaves the config out of the records.
+and 8 bins of distance. Every tenth run has failed. `--old` leaves the config out of the records; `--evaluated N` gives
+every N-th run an evaluation of two more sets.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -28,7 +30,7 @@ METRICS = ("error", "sequence_error", "final_read_error", *(f"error/distance_{i}
 POSITIONS = ("rope", "cope", "alibi", "t5", "relative")
 
 
-def make_runs(parent: Path, runs: int, seeds: int, old: bool) -> None:
+def make_runs(parent: Path, runs: int, seeds: int, old: bool, evaluated: int) -> None:
     """Folders of runs: positions, widths and learning rates, each with all seeds."""
     draw = random.Random(0)
     bases = {name: compose([f"position={name}", "logger=none"]).config for name in POSITIONS}
@@ -45,7 +47,7 @@ def make_runs(parent: Path, runs: int, seeds: int, old: bool) -> None:
             value = draw.random()
             record |= {score: value, f"{score}_low": value - 0.01, f"{score}_high": value + 0.01, f"{score}_n": 4000}
         record |= {"cost/parameters": 102816, "cost/tokens_per_second": 13404.9, "cost/wall_seconds": 202.7}
-        record |= {"cost/peak_memory_bytes": 525615104, "cost/train_flops": 1863209779200}
+        record |= {"train/steps": 600, "cost/peak_memory_bytes": 525615104, "cost/train_flops": 1863209779200}
         folder = parent / "flip_flop" / f"run-{i:08x}"
         (folder / "checkpoints").mkdir(parents=True)
         (folder / "checkpoints" / "last.ckpt").touch()
@@ -53,6 +55,17 @@ def make_runs(parent: Path, runs: int, seeds: int, old: bool) -> None:
             (folder / name).touch()
         (folder / "result.json").write_text(json.dumps(record, indent=1))
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
+        if evaluated and i % evaluated == 0:
+            (folder / "evaluations").mkdir()
+            (folder / "evaluations" / "later-00000000.json").write_text(json.dumps(_evaluation(draw), indent=1))
+
+
+def _evaluation(draw: random.Random) -> dict[str, Any]:
+    record: dict[str, Any] = {"status": "completed", "evaluated/step": 600}
+    for score in [f"scores/{name}_length_4000/{metric}" for name in SETS[:2] for metric in METRICS]:
+        value = draw.random()
+        record |= {score: value, f"{score}_low": value - 0.01, f"{score}_high": value + 0.01, f"{score}_n": 4000}
+    return record
 
 
 def seconds(words: list[str]) -> float:
@@ -68,10 +81,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--old", action="store_true")
+    parser.add_argument("--evaluated", type=int, default=0)
     options = parser.parse_args()
     command = [sys.executable, "-m", "lcbench"]
     with tempfile.TemporaryDirectory() as folder:
-        make_runs(Path(folder), options.runs, options.seeds, options.old)
+        make_runs(Path(folder), options.runs, options.seeds, options.old, options.evaluated)
         compare = [*command, "compare", folder]
         commands = {
             "lcbench --help": [*command, "--help"],

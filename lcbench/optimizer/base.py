@@ -31,6 +31,9 @@ class OptimizerRecipe(ABC):
     - cosine: ``final + (1 - final) (1 + cos(pi u)) / 2``
     - inverse_square_root: ``sqrt(max(W, 1) / (t + 1))``
 
+    A run that continues another one for longer follows the schedule of its own N from its first update on: after a
+    cosine that ended at zero the rate jumps to what the longer cosine has there.
+
     Args:
         lr: peak learning rate.
         betas: decay rates of the two running means.
