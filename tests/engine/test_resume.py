@@ -21,7 +21,6 @@ from rich.console import Console
 
 from lcbench.engine.callbacks import load_checkpoint
 from lcbench.errors import ConfigurationError
-from tests.conftest import TINY
 
 
 def resume(folder: Path, *overrides: str):
@@ -167,40 +166,34 @@ def test_a_stopped_longer_run_continues_by_either_command(run_here, monkeypatch,
     assert_same_training(whole, new)
 
 
-def test_a_longer_run_killed_at_any_moment_continues(tmp_path):
-    words = [*TINY, "trainer.log_every=1", "trainer.checkpoint_every=7", "trainer.evaluate_every=50"]
-
-    def start(*arguments):
-        command = [sys.executable, "-m", "lcbench", *arguments]
-        return subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
-
-    assert start(*words, "trainer.max_steps=500", "outputs=whole").wait(timeout=200) == 0
-    assert start(*words, "trainer.max_steps=50", "outputs=parts").wait(timeout=200) == 0
-    (whole,) = (tmp_path / "whole" / "flip_flop").iterdir()
-    (first,) = (tmp_path / "parts" / "flip_flop").iterdir()
+def test_a_longer_run_killed_at_any_moment_continues(run_here, tmp_path):
+    words = ("trainer.log_every=1", "trainer.checkpoint_every=7", "trainer.evaluate_every=50", "trainer.threads=1")
+    _, whole, _ = run_here(*words, "trainer.max_steps=400", f"outputs={tmp_path}/whole")
+    _, first, _ = run_here(*words, "trainer.max_steps=50", f"outputs={tmp_path}/parts")
     before = files_of(first)
-    longer = ("resume", str(first), "trainer.max_steps=500")
 
     def rows():
         found = [path for path in first.parent.glob("*/metrics.csv") if path.parent != first]
         return len(found[0].read_text().splitlines()) if found else 0
 
     for _ in range(2):
-        reached = rows()
-        process = start(*longer)
+        reached = max(rows(), 51)
+        command = [sys.executable, "-m", "lcbench", "resume", str(first), "trainer.max_steps=400"]
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
         deadline = time.monotonic() + 60
-        while process.poll() is None and rows() in (0, reached):
+        while process.poll() is None and rows() <= reached:
             assert time.monotonic() < deadline
-            time.sleep(0.02)
+            time.sleep(0.01)
         assert process.poll() is None, "the run ended before it was killed often enough"
         process.kill()
         process.wait()
-    assert start(*longer).wait(timeout=200) == 0
-    (new,) = (path for path in first.parent.iterdir() if path != first)
+    record, new, screen = resume(first, "trainer.max_steps=400")
+    assert "continuing after step" in screen
+    assert record["status"] == "completed"
     assert_same_training(whole, new)
     assert files_of(first) == before
     steps = [int(row["step"]) for row in csv.DictReader((new / "metrics.csv").open())]
-    assert steps == list(range(1, 501))
+    assert steps == list(range(1, 401))
 
 
 def test_killed_before_it_began_it_begins_again(run_here, monkeypatch):
