@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from lcbench.errors import ConfigurationError, closest
+from lcbench.engine.interrupt import Interrupted, belongs_to_sweep, preemptible, requeue
+from lcbench.errors import ConfigurationError, closest, no_room
 
 HELP = """\
 lcbench: which mechanism remembers what it has read, and at what cost
@@ -45,20 +48,38 @@ examples
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0 done, 1 failed, 2 the user's mistake, 130 interrupted."""
+    """Run the command line.
+
+    Returns:
+        The exit code: 0 done, 1 failed, 2 the user's mistake, 130 Ctrl-C, 75 stopped by another signal and worth
+        another try.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    in_sweep = False
     try:
-        return _dispatch(words)
+        with preemptible():
+            in_sweep = belongs_to_sweep()
+            return _dispatch(words)
+    except Interrupted as stopped:
+        if not in_sweep:
+            requeue(stopped)
+        return int(str(stopped.code))
     except ConfigurationError as error:
         print(f"lcbench: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("lcbench: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        # the reader (head, less) has seen enough
-        sys.stderr.close()
-        return 0
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            # the reader (head, less) has seen enough
+            sys.stderr.close()
+            return 0
+        cause = no_room(error)
+        if cause is None:
+            raise
+        print(f"lcbench: {cause}", file=sys.stderr)
+        return 1
 
 
 def _dispatch(words: list[str]) -> int:
@@ -131,8 +152,10 @@ def _run(words: list[str], overlays: list[Path], trust: bool) -> int:
     return _exit_code(result)
 
 
-def _exit_code(result: dict[str, object]) -> int:
-    return {"completed": 0, "interrupted": 130}.get(str(result["status"]), 1)
+def _exit_code(result: dict[str, Any]) -> int:
+    if result["status"] == "interrupted":
+        raise Interrupted(signal.Signals[result["signal"]])
+    return 0 if result["status"] == "completed" else 1
 
 
 def _suggestions(words: list[str]) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from lcbench.engine.evaluation import score
 from lcbench.engine.experiment import Experiment
@@ -149,6 +150,9 @@ class Checkpoints(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.step = trainer.global_step
+        # Lightning has put its own handler of SIGTERM before ours by now, which ends the run in a way of its own
+        self.stop.install()
+        self.stop.check()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -163,31 +167,49 @@ class Checkpoints(pl.Callback):
         curves.clock.stop()
         if improved and error is not None:
             curves.best = error
-        self.save(trainer, "last.ckpt")
-        if improved:
-            link(self.folder.checkpoints / "last.ckpt", self.folder.checkpoints / "best.ckpt")
+        self.save(trainer, best=improved)
         self.stop.check()
         curves.clock.start()
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.curves.clock.stop()
-        self.save(trainer, "last.ckpt")
-        if not (self.folder.checkpoints / "best.ckpt").exists():
-            link(self.folder.checkpoints / "last.ckpt", self.folder.checkpoints / "best.ckpt")
+        self.save(trainer, best=not (self.folder.checkpoints / "best.ckpt").exists())
 
-    def save(self, trainer: pl.Trainer, name: str) -> None:
-        """Write a checkpoint atomically."""
-        self.folder.checkpoints.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder.checkpoints / f".{name}.{os.getpid()}"
+    def save(self, trainer: pl.Trainer, best: bool) -> None:
+        """Write a checkpoint; a process killed at any moment leaves the old last.ckpt or the new one.
+
+        Args:
+            trainer: what to save.
+            best: the checkpoint is the best so far.
+        """
+        folder = self.folder.checkpoints
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary, last = folder / f".last.ckpt.{os.getpid()}", folder / "last.ckpt"
         try:
-            trainer.save_checkpoint(temporary)
-            with temporary.open("rb") as file:
+            # the rows up to here must be on the disk before the checkpoint that continues after them
+            with self.folder.metrics.open("rb") as file:
                 os.fsync(file.fileno())
-            if (self.folder.checkpoints / name).exists():
-                link(self.folder.checkpoints / name, self.folder.checkpoints / "previous.ckpt")
-            temporary.replace(self.folder.checkpoints / name)
+            trainer.save_checkpoint(temporary)
+            if best:
+                # before last.ckpt, which knows of this best error: a run killed in between finds it again
+                link(temporary, folder / "best.ckpt")
+            if last.exists():
+                link(last, folder / "previous.ckpt")
+            temporary.replace(last)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+class CheckpointFiles(TorchCheckpointIO):
+    """Writes to the path given: Lightning's own way goes by a file in /tmp, which a killed process leaves there."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        with Path(path).open("wb") as file:
+            file.write(content.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def link(source: Path, target: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import logging
 import time
 import traceback
@@ -13,12 +13,14 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import yaml
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from rich.console import Console
 
 from lcbench.cost.memory import peak_memory_bytes, reset_peak_memory
-from lcbench.engine.callbacks import Checkpoints, Curves, link, load_checkpoint
+from lcbench.engine.callbacks import CheckpointFiles, Checkpoints, Curves, link, load_checkpoint
 from lcbench.engine.evaluation import score
 from lcbench.engine.experiment import Experiment, cost_of
+from lcbench.engine.faults import cause_of
 from lcbench.engine.interrupt import Interrupted, StopRequest
 from lcbench.engine.machine import facts_of_machine
 from lcbench.engine.module import DivergenceError, TrainingModule
@@ -31,9 +33,6 @@ from lcbench.results.runs import dotted
 from lcbench.results.table import show_run
 from lcbench.task.base import TRAIN
 
-#: a full disk, a used-up quota, a file beyond the largest size allowed
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
 
 def folder_of(experiment: Experiment) -> RunFolder:
     """The run's folder: the one that already holds what is computed here, or a new name."""
@@ -44,6 +43,19 @@ def folder_of(experiment: Experiment) -> RunFolder:
 
 def _facts_of(experiment: Experiment, folder: RunFolder) -> RunFacts:
     return RunFacts(folder.path, experiment.config, experiment.name, folder.path.name, list(experiment.config["tags"]))
+
+
+def described(experiment: Experiment) -> dict[str, Any]:
+    """What a record says of a run before it has begun."""
+    task = experiment.task
+    return {
+        "seed": experiment.seed,
+        "experiment": experiment.name,
+        "task/headline": task.headline,
+        **{f"chance/{metric}": value for metric, value in task.chance.items()},
+        # thousands of records are compared by their configs, and config.yaml takes ten times as long to read
+        **{f"config/{key}": value for key, value in dotted(experiment.config).items()},
+    }
 
 
 def run(experiment: Experiment, console: Console) -> dict[str, Any]:
@@ -85,62 +97,71 @@ class _Run:
         self.progress = Progress(console, experiment.trainer.progress)
         self.stop = StopRequest(console)
         self.device = torch.device(experiment.trainer.device)
+        self.log = logging.Logger(f"lcbench.{folder.path.name}")
+        # until run.log is open; without any, logging writes to the screen
+        self.log.addHandler(logging.NullHandler())
         self.result: dict[str, Any] = {}
-        self.logger_works = True
+        self.logger_started, self.logger_works = False, True
 
     def execute(self) -> dict[str, Any]:
         began = time.perf_counter()
         reset_peak_memory(self.device)
-        self._open()
-        exit_code = 1
-        try:
-            with self.stop, self.progress:
-                scores = self._train_and_score()
-            self.result |= {"status": "completed", **scores}
-            exit_code = 0
-        except (Interrupted, KeyboardInterrupt):
-            self.result |= {"status": "interrupted", "error": "stopped by Ctrl-C; the same command continues"}
-            self.log.info("interrupted")
-            exit_code = 130
-        except DivergenceError as error:
-            self.result |= {"status": "failed", "error": str(error)}
-            self.log.error("%s", error)
-        except Exception as error:
-            self.log.error("%s", traceback.format_exc())
-            if isinstance(error, OSError) and error.errno in NO_ROOM:
-                cause = f"no room to write ({error}); earlier files are intact, the same command continues"
-                self.result |= {"status": "failed", "error": cause}
-            else:
-                self.result |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
-                self.console.print(traceback.format_exc(), markup=False, soft_wrap=True)
-        finally:
+        with self.stop:
+            exit_code = self._executed()
             self.result["cost/wall_seconds"] = self.earlier_seconds + time.perf_counter() - began
             self.result["cost/peak_memory_bytes"] = peak_memory_bytes(self.device)
             try:
-                self.folder.write_result(self.result)
-            except OSError as error:
-                self.console.print(f"the record could not be written: {error}", soft_wrap=True)
-            self._close(exit_code)
+                # before the record: a run killed in between is scored and logged again, not lost to the logger
+                self._close(exit_code)
+            finally:
+                with self.stop.finishing():
+                    self._write_record()
         show_run(self.console, self.result, self.folder.path)
         return self.result
 
+    def _write_record(self) -> None:
+        try:
+            self.folder.write_result(self.result)
+        except OSError as error:
+            self.console.print(f"the record could not be written: {error}", soft_wrap=True)
+
+    def _executed(self) -> int:
+        """Does all the work and says in the record how it ended; returns the exit code for the logger."""
+        try:
+            self._open()
+            with self.progress:
+                scores = self._train_and_score()
+        except (Interrupted, KeyboardInterrupt) as error:
+            stopped = error if isinstance(error, Interrupted) else Interrupted()
+            self.result |= {"status": "interrupted", "error": stopped.cause, "signal": stopped.signal.name}
+            self.log.info("%s", stopped.cause)
+            return int(str(stopped.code))
+        except DivergenceError as error:
+            self.result |= {"status": "failed", "error": str(error)}
+            self.log.error("%s", error)
+            return 1
+        except Exception as error:
+            self.log.error("%s", traceback.format_exc())
+            cause = cause_of(error)
+            self.result |= {"status": "failed", "error": cause or f"{type(error).__name__}: {error}"}
+            if cause is None:
+                self.console.print(traceback.format_exc(), markup=False, soft_wrap=True)
+            return 1
+        self.result |= {"status": "completed", **scores}
+        return 0
+
     def _open(self) -> None:
         experiment, folder = self.experiment, self.folder
-        write_text(folder.config, "# what this run computes, resolved\n" + yaml.safe_dump(experiment.config))
-        self.log = _file_log(folder.log)
-        task = experiment.task
         self.result = {
             "status": "running",
             "error": None,
-            "seed": experiment.seed,
-            "experiment": experiment.name,
-            "task/headline": task.headline,
-            **{f"chance/{metric}": value for metric, value in task.chance.items()},
+            **described(experiment),
             **facts_of_machine(experiment.trainer.device),
-            # thousands of records are compared by their configs, and config.yaml takes ten times as long to read
-            **{f"config/{key}": value for key, value in dotted(experiment.config).items()},
         }
+        self.log.addHandler(_LogFile.of(folder.log))
+        write_text(folder.config, "# what this run computes, resolved\n" + yaml.safe_dump(experiment.config))
         folder.write_result(self.result)
+        self.logger_started = True
         try:
             self._say(experiment.logger.start(_facts_of(experiment, folder)))
         except Exception as error:
@@ -148,9 +169,10 @@ class _Run:
 
     def _close(self, exit_code: int) -> None:
         try:
-            self._say(self.experiment.logger.finish(self.result, exit_code))
+            if self.logger_started:
+                self._say(self.experiment.logger.finish(self.result, exit_code))
         except Exception:
-            # the record is written already, and a watcher's failure must not turn a finished run into a failed one
+            # a watcher's failure must not turn a finished run into a failed one
             self._say("the logger could not be closed; run.log says why")
             self.log.error("%s", traceback.format_exc())
         for handler in list(self.log.handlers):
@@ -217,6 +239,8 @@ class _Run:
             gradient_clip_val=self.experiment.optimizer.clip_norm,
             deterministic=settings.deterministic,
             callbacks=callbacks,
+            # one process on one device, wherever it runs: under SLURM Lightning would requeue the job itself
+            plugins=[LightningEnvironment(), CheckpointFiles()],
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -281,9 +305,18 @@ class _Run:
         }
 
 
-def _file_log(path: Path) -> logging.Logger:
-    logger = logging.Logger(f"lcbench.{path.parent.name}")
-    handler = logging.FileHandler(path)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logger.addHandler(handler)
-    return logger
+class _LogFile(logging.FileHandler):
+    """run.log; what it cannot write, on a full disk, is no reason to stop: the record says how a run ended."""
+
+    @classmethod
+    def of(cls, path: Path) -> _LogFile:
+        handler = cls(path)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        return handler
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 logging's name
+        return None

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import netrc
 import os
 import secrets
@@ -67,6 +68,8 @@ class WandB(RunLogger):
     def start(self, facts: RunFacts) -> str | None:
         import wandb
 
+        # on a full disk W&B's own debug.log would fill the screen with tracebacks
+        logging.raiseExceptions = False
         mode = self._mode()
         self.agent = _Agent.here()
         try:

@@ -7,5 +7,7 @@ the cores of this machine; ``slurm`` and ``ray`` run them on a cluster, ``hydra/
     command.py      expanding, launching, ending
     folder.py       a sweep's own folder: what its jobs are, whoever runs them
     launchers.py    where jobs run, and what a search learns of them
-    jobs.py         preparing jobs, and running them on this machine
+    jobs.py         what each job computes, and whether it has to run
+    processes.py    running jobs on this machine, a process each
+    board.py        what a person sees meanwhile
 """

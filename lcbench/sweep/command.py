@@ -21,7 +21,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
@@ -33,8 +33,9 @@ from lcbench.results.compare import compare
 from lcbench.results.comparison import Comparison
 from lcbench.results.record import RunFolder, write_text
 from lcbench.results.render import render
+from lcbench.sweep.board import Board, title_of
 from lcbench.sweep.folder import SWEEPS, SweepFolder, last_words, name_of, plain
-from lcbench.sweep.jobs import ONLY, Job, table_of
+from lcbench.sweep.jobs import Job
 from lcbench.sweep.launchers import BASIC_SWEEPER, LOCAL, hydra_arguments, run_job
 
 #: why a job has no end of its own, as far as its record tells
@@ -123,15 +124,15 @@ def _watched(folder: SweepFolder, console: Console, here: bool) -> Iterator[None
     if here:
         yield
         return
-    ended: dict[str, Job] = {}
+    board, ended = Board(console), dict[str, Job]()
 
-    def look() -> Table:
+    def look() -> Group:
         jobs = []
         for job in _jobs(folder, ended):
             jobs.append(job)
             if job.status == "completed":
                 ended[" ".join(job.overrides)] = job
-        return table_of(jobs)
+        return board.table(jobs)
 
     with Live(get_renderable=look, console=console, refresh_per_second=1, transient=True):
         yield
@@ -174,7 +175,7 @@ def _ending(jobs: Sequence[Job], console: Console) -> Comparison | None:
             table.add_column(title)
         for job in rest:
             cause = job.error or UNENDED.get(job.status, "")
-            table.add_row(job.label or ONLY, job.status, cause.partition("\n")[0])
+            table.add_row(title_of(job), job.status, cause.partition("\n")[0])
         console.print(table)
     return comparison
 

@@ -22,7 +22,8 @@ from rich.console import Console
 from lcbench.errors import ConfigurationError
 from lcbench.results.record import scores_of
 from lcbench.sweep.folder import SweepFolder
-from lcbench.sweep.jobs import Job, launch, prepare
+from lcbench.sweep.jobs import Job, prepare
+from lcbench.sweep.processes import launch, usable_cores
 
 #: by the override that asks for it, the plugin it needs and the extra that installs it
 EXTRAS = {
@@ -119,7 +120,7 @@ def _cores() -> int:
     for name in ("SLURM_CPUS_PER_TASK", "OMP_NUM_THREADS"):  # Ray sets the second
         if os.environ.get(name, "").isdecimal():
             return int(os.environ[name])
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return usable_cores()
 
 
 def headline(job: Job) -> float | None:
