@@ -28,12 +28,15 @@ class Facts:
         consecutive: whether, inside a document, every token's position is one more than the one before it in the
             row. Then distances follow from places in the buffer, and encodings need no table of distances. False
             where positions jump, or where padding lies between two tokens of a document.
+        together: whether the tokens of this call see each other both ways, beside what they see of earlier ones.
+            Only for a mechanism whose ``reads_together`` is True.
     """
 
     documents: Tensor | None = None
     padding: Tensor | None = None
     landmarks: Tensor | None = None
     consecutive: bool = True
+    together: bool = False
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
         """The same facts with ``function`` applied to every tensor, e.g. a slice of time."""
@@ -202,6 +205,8 @@ class Attention(nn.Module, ABC):
 
     #: positions in the piece of a document that the mechanism treats as one unit; None: it has no such piece
     segment: int | None = None
+    #: whether it obeys ``Facts.together``
+    reads_together: bool = False
 
     def __init__(self, shape: LayerShape, position: PositionEncoding) -> None:
         super().__init__()

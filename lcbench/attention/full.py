@@ -25,12 +25,15 @@ class Full(MultiHead):
         position: the layer's encoding.
     """
 
+    reads_together = True
+
     def forward(self, x: Tensor, context: Context, state: State | None = None) -> AttentionOutput:
         """Read ``x`` ``[batch, time, d_model]``; ``state`` is the ``KeyValues`` of what was read before."""
         q, keys = self.project(x, context)
         if isinstance(state, KeyValues):
             keys = state.append(keys)
-        o = attend(q, context, keys, self.position, dropout=self.dropped)
+        causal = not context.together
+        o = attend(q, context, keys, self.position, causal=causal, dropout=self.dropped)
         return AttentionOutput(self.merge(o), keys)
 
     def state_bytes(self, batch: int, length: int, dtype: torch.dtype) -> int:

@@ -135,6 +135,7 @@ def place(tokens: Tensor, facts: Facts | None, state: ModelState | None) -> Plac
             padding=padding,
             landmarks=facts.landmarks,
             consecutive=consecutive,
+            together=facts.together,
         )
         next_position = read[:, -1] - before[:, -1]
     reached = ModelState((), next_position, document, state.padded or padding is not None)

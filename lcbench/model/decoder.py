@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lcbench.attention.base import Attention, AttentionOutput, Context, Facts, State
-from lcbench.model.base import Model, ModelOutput, ModelState, check_network, place
+from lcbench.model.base import Model, ModelOutput, ModelState, Placement, check_network, place
 from lcbench.position.base import LayerShape, PositionEncoding
 
 
@@ -178,8 +178,10 @@ class Decoder(Model):
 
     def forward(self, tokens: Tensor, context: Facts | None = None, state: ModelState | None = None) -> ModelOutput:
         """See ``Model.forward``: ``tokens`` ``[batch, time]``, logits ``[batch, time, vocabulary]``."""
-        placement = place(tokens, context, state)
-        x = self.embedding(tokens)  # [batch, time, d_model]
+        return self.read(self.embedding(tokens), place(tokens, context, state), state)
+
+    def read(self, x: Tensor, placement: Placement, state: ModelState | None = None) -> ModelOutput:
+        """The same of embedded tokens ``x`` ``[batch, time, d_model]``, placed already."""
         x = self.dropout(self.attentions[0].position.embed(x, placement.context.positions))
         before = [None] * len(self.layers) if state is None else state.layers
         states: list[State | None] = []

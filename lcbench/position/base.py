@@ -170,6 +170,12 @@ class PositionEncoding(nn.Module):
         """
         return None
 
+    @property
+    def reads_ahead(self) -> bool:
+        """Whether a query may see keys after it: not where a bias is made for distances from 0 on."""
+        bias = type(self).position_bias, type(self).content_bias
+        return bias == (PositionEncoding.position_bias, PositionEncoding.content_bias)
+
     def reads_content(self, k_positions: Tensor) -> bool:
         """Whether scores need ``content_bias`` (the explicit path) for keys at these positions ``[batch, k_time]``."""
         return type(self).content_bias is not PositionEncoding.content_bias

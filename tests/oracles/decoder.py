@@ -26,6 +26,32 @@ def logits(
     """Logits ``[time, vocabulary]`` of one sequence ``tokens`` ``[time]``."""
     weights = {name: value.double() for name, value in weights.items()}
     stream = [weights["embedding.weight"][int(token)] for token in tokens]
+    sees = [list(range(i + 1)) for i in range(len(stream))]
+    read = hidden(
+        stream,
+        weights,
+        sees,
+        n_layers=n_layers,
+        n_heads=n_heads,
+        norm=norm,
+        norm_position=norm_position,
+        activation=activation,
+    )
+    return torch.stack([weights["output.weight"] @ x for x in read])
+
+
+def hidden(
+    stream: list[Tensor],
+    weights: Weights,
+    sees: list[list[int]],
+    *,
+    n_layers: int,
+    n_heads: int,
+    norm: str,
+    norm_position: str,
+    activation: str,
+) -> list[Tensor]:
+    """What the output map reads of every vector of ``stream``; ``sees[i]`` says which ones vector i attends to."""
     for layer in range(n_layers):
         own = {
             name.removeprefix(f"layers.{layer}."): value
@@ -34,15 +60,15 @@ def logits(
         }
         if norm_position == "pre":
             read = [normalise(x, own, "attention_norm", norm) for x in stream]
-            stream = [x + y for x, y in zip(stream, attention(read, own, n_heads), strict=True)]
+            stream = [x + y for x, y in zip(stream, attention(read, own, n_heads, sees), strict=True)]
             stream = [x + feed_forward(normalise(x, own, "feed_forward_norm", norm), own, activation) for x in stream]
         else:
-            added = attention(stream, own, n_heads)
+            added = attention(stream, own, n_heads, sees)
             stream = [normalise(x + y, own, "attention_norm", norm) for x, y in zip(stream, added, strict=True)]
             stream = [normalise(x + feed_forward(x, own, activation), own, "feed_forward_norm", norm) for x in stream]
     if norm_position == "pre":
         stream = [normalise(x, weights, "final_norm", norm) for x in stream]
-    return torch.stack([weights["output.weight"] @ x for x in stream])
+    return stream
 
 
 def linear(x: Tensor, weights: Weights, name: str) -> Tensor:
@@ -51,8 +77,8 @@ def linear(x: Tensor, weights: Weights, name: str) -> Tensor:
     return y + weights[f"{name}.bias"] if f"{name}.bias" in weights else y
 
 
-def attention(stream: list[Tensor], weights: Weights, n_heads: int) -> list[Tensor]:
-    """What every token takes from itself and those before it."""
+def attention(stream: list[Tensor], weights: Weights, n_heads: int, sees: list[list[int]]) -> list[Tensor]:
+    """What every token takes from those that it sees."""
     outputs = []
     for i, x in enumerate(stream):
         q = linear(x, weights, "attention.q")
@@ -60,8 +86,8 @@ def attention(stream: list[Tensor], weights: Weights, n_heads: int) -> list[Tens
         heads = []
         for head in range(n_heads):
             own = slice(head * head_dim, (head + 1) * head_dim)
-            keys = [linear(stream[j], weights, "attention.k")[own] for j in range(i + 1)]
-            values = [linear(stream[j], weights, "attention.v")[own] for j in range(i + 1)]
+            keys = [linear(stream[j], weights, "attention.k")[own] for j in sees[i]]
+            values = [linear(stream[j], weights, "attention.v")[own] for j in sees[i]]
             exponentials = [math.exp(float(q[own] @ k) / math.sqrt(head_dim)) for k in keys]
             total = sum(exponentials)
             heads.append(sum((e / total * v for e, v in zip(exponentials, values, strict=True)), torch.zeros(1)))
