@@ -119,7 +119,8 @@ def overhead(jobs: int, rounds: int) -> None:
         startup.append(few - singles / jobs)
         print(
             f"overhead round {number + 1}: {jobs} single commands {singles:.1f} s, a sweep of one {few:.1f} s, "
-            f"of {jobs} {many:.1f} s; processor seconds {', '.join(f'{s:.1f}' for s in used)}; load {os.getloadavg()[0]:.1f}",
+            f"of {jobs} {many:.1f} s; processor seconds {', '.join(f'{s:.1f}' for s in used)}; "
+            f"load {os.getloadavg()[0]:.1f}",
             flush=True,
         )
     print(
