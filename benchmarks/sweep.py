@@ -9,6 +9,7 @@ which compare what was measured next to each other; other work on the machine st
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import resource
 import shutil
@@ -87,8 +88,9 @@ def two_jobs(name: str, rounds: int) -> None:
         against_same.append(swept / same)
         print(
             f"{name} round {number + 1}: sweep {swept:.1f} s, one after the other {default:.1f} s with {cores} "
-            f"threads, {same:.1f} s with {threads}; ratios {swept / default:.2f}, {swept / same:.2f}; processor s "
-            f"{middle - start:.1f}, {same_start - middle:.1f}, {end - same_start:.1f}; load {os.getloadavg()[0]:.1f}",
+            f"threads, {same:.1f} s with {threads}; ratios {swept / default:.2f}, {swept / same:.2f}; processor "
+            f"seconds {middle - start:.1f}, {same_start - middle:.1f}, {end - same_start:.1f}; "
+            f"load {os.getloadavg()[0]:.1f}",
             flush=True,
         )
     print(
@@ -100,22 +102,30 @@ def two_jobs(name: str, rounds: int) -> None:
 def overhead(jobs: int, rounds: int) -> None:
     """On one core, so that the sweep runs one job at a time and both do the same work."""
     one = {min(os.sched_getaffinity(0))}
-    extra, startup = [], []
+    extra, startup, burnt = [], [], []
     seeds = ",".join(map(str, range(jobs)))
     for number in range(rounds):
+        marks = [processor_seconds()]
         singles = sum(run(*TRIVIAL, f"seed={seed}", threads=1, cores=one) for seed in range(jobs))
+        marks.append(processor_seconds())
         few = run("-m", *TRIVIAL, "seed=0", cores=one)
+        marks.append(processor_seconds())
         many = run("-m", *TRIVIAL, f"seed={seeds}", cores=one)
+        marks.append(processor_seconds())
+        used = [after - before for before, after in itertools.pairwise(marks)]
+        burnt.append((used[2] - used[1]) / (jobs - 1) - used[0] / jobs)
         # the sweep's own start and end, once, and what each further job adds
         extra.append((many - few) / (jobs - 1) - singles / jobs)
         startup.append(few - singles / jobs)
         print(
             f"overhead round {number + 1}: {jobs} single commands {singles:.1f} s, a sweep of one {few:.1f} s, "
-            f"of {jobs} {many:.1f} s; load {os.getloadavg()[0]:.1f}",
+            f"of {jobs} {many:.1f} s; processor seconds {', '.join(f'{s:.1f}' for s in used)}; "
+            f"load {os.getloadavg()[0]:.1f}",
             flush=True,
         )
     print(
-        f"overhead per job {statistics.median(extra):.2f} s over a single command, and "
+        f"overhead per job {statistics.median(extra):.2f} s over a single command ({statistics.median(burnt):.2f} "
+        f"processor seconds, which other work disturbs less), and "
         f"{statistics.median(startup):.2f} s once for the sweep itself, its imports included (medians of {rounds})\n"
     )
 

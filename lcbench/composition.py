@@ -21,21 +21,18 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from lcbench.configs import choices_of, config_directory, groups_of, is_computed
 from lcbench.errors import ConfigurationError, closest
-from lcbench.schema import injected, locate, options_of, validated
+from lcbench.schema import injected, is_own, locate, options_of, validated
 
 if TYPE_CHECKING:
     from lcbench.attention.base import Attention
     from lcbench.engine.experiment import Experiment
     from lcbench.model.base import Model
-
-#: groups a config from elsewhere may name targets in
-TRUSTED = ("lcbench.", "torch.", "lightning.")
 
 
 @dataclass(frozen=True)
@@ -130,7 +127,7 @@ def from_config(config: dict[str, Any], trust: bool = False) -> Composition:
 
     Args:
         config: the resolved config of a run.
-        trust: allow targets outside lcbench, torch and lightning.
+        trust: allow targets that are no classes of lcbench, torch or lightning, and ``${...}`` in values.
 
     Raises:
         ConfigurationError: if the config names such a target and ``trust`` is False, or does not fit its targets.
@@ -161,10 +158,12 @@ def changed(
             or for an override that cannot be.
     """
     for path, target in _targets(config):
-        if not trust and not target.startswith(TRUSTED):
+        if not trust and not is_own(target):
             raise ConfigurationError(
-                f"{path}._target_={target} lies outside lcbench, torch and lightning; add --trust to run its code."
+                f"{path}._target_={target} is no class of lcbench, torch or lightning; add --trust to run its code."
             )
+    if not trust:
+        _refuse_interpolations(config)
     parsed = _parse(overrides)
     _refuse_several(parsed)
     given = {o.key_or_group: str(o.get_value_string()) for o in parsed}
@@ -288,7 +287,7 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
     for text in overrides:
         try:
             parsed.append(parser.parse_override(text))
-        except OverrideParseException:
+        except HydraException:
             raise ConfigurationError(
                 f"{text!r} is not an override; write key=value, and quote values with commas: 'key=\"a, b\"'."
             ) from None
@@ -430,6 +429,21 @@ def _targets(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
             yield path, str(node["_target_"])
         for key, value in node.items():
             yield from _targets(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(node, list):
+        for value in node:
+            yield from _targets(value, path)
+
+
+def _refuse_interpolations(node: Any, path: str = "") -> None:
+    """A run's own config has its values filled in; ``${oc.env:...}`` in one would read the reader's environment."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            _refuse_interpolations(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(node, list):
+        for value in node:
+            _refuse_interpolations(value, path)
+    elif isinstance(node, str) and "${" in node:
+        raise ConfigurationError(f"{path}={node} is to be filled in; a run's config has values; add --trust to do so.")
 
 
 def _without_target(node: dict[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,26 @@ def locate(target: str, key: str) -> Any:
         raise ConfigurationError(f"{key}={target} cannot be imported: {error}.") from error
 
 
+#: where a config from elsewhere may name classes
+TRUSTED = ("lcbench", "torch", "lightning")
+
+
+def is_own(target: str) -> bool:
+    """Whether a target is a public class that is defined in lcbench, torch or lightning.
+
+    A class that one of their modules only imports, a function, and a private module (``__main__`` would run the
+    command) are not. What a name outside them stands for is not imported.
+    """
+    parts = target.split(".")
+    if parts[0] not in TRUSTED or len(parts) < 3 or any(part.startswith("_") or not part for part in parts):
+        return False
+    try:
+        found = locate(target, "_target_")
+    except ConfigurationError:
+        return False
+    return inspect.isclass(found) and found.__module__.split(".")[0] in TRUSTED
+
+
 def injected(target: Any) -> list[str]:
     """Names of what the owner hands over."""
     parameters = list(inspect.signature(target).parameters.values())

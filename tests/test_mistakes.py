@@ -39,6 +39,7 @@ MISTAKES = [
     ("trainer.device=cuda", "trainer.device=cuda", "cpu"),
     # not an override, not a verb, not a run
     ("trainer.max_steps", "trainer.max_steps", "key=value"),
+    ("seed=3,", "seed=3,", "key=value"),
     ("shwo", "shwo", "closest is show"),
     ("--confg-dir=x", "--confg-dir", "closest is --config-dir"),
     ("show nowhere/at-all", "nowhere/at-all", "no run"),
@@ -94,7 +95,7 @@ def test_a_foreign_config_cannot_name_other_code_unless_trusted(tmp_path, capsys
 
     config = compose(["logger=none"]).config
     config["objective"] = {"_target_": "os.getcwd"}
-    with pytest.raises(ConfigurationError, match=r"objective._target_=os.getcwd lies outside .* --trust"):
+    with pytest.raises(ConfigurationError, match=r"objective._target_=os.getcwd is no class of .* --trust"):
         from_config(config)
     folder = tmp_path / "outputs" / "flip_flop" / "foreign-00000000"
     folder.mkdir(parents=True)
@@ -102,3 +103,66 @@ def test_a_foreign_config_cannot_name_other_code_unless_trusted(tmp_path, capsys
     (folder / "result.json").write_text('{"status": "interrupted", "experiment": "flip_flop"}')
     assert main(["resume", str(folder)]) == 2
     assert "--trust" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "os.system",
+        "lcbench.engine.run.traceback.print_exc",  # a module that one of lcbench's imports
+        "lcbench.sweep.processes.subprocess.Popen",
+        "lcbench.logger.wandb.Path",  # a class that it imports
+        "lcbench.results.record.write_text",  # a function of lcbench that is no component
+        "lcbench.engine.callbacks.link",
+        "torch.load",
+        "torch.hub.load",
+        "torch.utils.cpp_extension.load_inline",
+        "lightning.pytorch.cli.instantiate_class",
+        "lcbench.__main__.main",  # importing it runs the command
+        "lcbench.cli.main",
+        "torch._C._cuda_init",
+        "lcbench.nothing.Nothing",
+        "lcbench",
+        "lcbench.",
+        "lcbenchery.evil.Evil",
+        "torch..nn.Linear",
+    ],
+)
+def test_a_foreign_config_names_classes_of_lcbench_torch_and_lightning_alone(target):
+    import yaml
+
+    from lcbench.composition import compose, from_config
+    from lcbench.errors import ConfigurationError
+
+    config = yaml.safe_load(yaml.safe_dump(compose(["logger=none"]).config))
+    from_config(config)
+    with pytest.raises(ConfigurationError, match=r"objective._target_=.* --trust"):
+        from_config({**config, "objective": {"_target_": target}})
+    with pytest.raises(ConfigurationError, match=r"--trust"):
+        from_config({**config, "tags": [{"_target_": target}]})
+
+
+def test_every_component_of_lcbench_may_be_named():
+    from lcbench.configs import config_directory
+    from lcbench.schema import is_own
+
+    targets = [
+        line.split()[1]
+        for path in config_directory().rglob("*.yaml")
+        for line in path.read_text().splitlines()
+        if line.startswith("_target_: lcbench.")
+    ]
+    assert len(targets) > 30
+    assert all(map(is_own, targets))
+    assert is_own("torch.nn.Linear")
+
+
+def test_a_foreign_config_does_not_read_the_environment(monkeypatch):
+    from lcbench.composition import compose, from_config
+    from lcbench.errors import ConfigurationError
+
+    monkeypatch.setenv("SECRET", "hunter2")
+    config = {**compose(["logger=none"]).config, "tags": ["${oc.env:SECRET}"]}
+    with pytest.raises(ConfigurationError, match=r"^tags=\$\{oc.env:SECRET\} .* --trust"):
+        from_config(config)
+    assert from_config(config, trust=True).config["tags"] == ["hunter2"]

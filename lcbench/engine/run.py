@@ -223,6 +223,10 @@ class _Run:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"lightning\..*")
             trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
+        best = self.folder.checkpoints / "best.ckpt"
+        if not best.exists():
+            # no light evaluation chose one
+            link(self.folder.checkpoints / "last.ckpt", best)
         seconds = curves.clock.read()
         scores = self._score(model, trainer.global_step)
         measures = {f"measures/{name}": value for name, value in module.measured().items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -30,6 +31,8 @@ LAST_BYTES = 2**13
 ONLY = "the only job"
 #: lines that are not jobs: the titles, the counts, and one for what the terminal adds
 OTHER_LINES = 3
+#: letters for the time left or the beginning of a cause
+NOTE = 14
 TITLES = ("job", "status", "step", "error", "")
 STYLES = {"done": "green", "failed": "red", "interrupted": "yellow", "waiting": "dim"}
 
@@ -79,7 +82,8 @@ class Board:
         counts = Counter(job.status for job in jobs)
         words = [f"{counts[status]} {status}" for status in ("running", "waiting", "failed", "interrupted")]
         parts = [f"{counts['completed']} of {len(jobs)} done", *(w for w in words if not w.startswith("0 "))]
-        return Group(_laid_out(rows, width or self.console.width), Text(", ".join(parts), style="dim"))
+        counted = Text(", ".join(parts), style="dim", no_wrap=True, overflow="ellipsis")
+        return Group(_laid_out(rows, width or self.console.width), counted)
 
     def _notice(self, jobs: Sequence[Job]) -> list[Job]:
         """The jobs that have begun or ended since the last look."""
@@ -102,8 +106,9 @@ class Board:
         if job.status == "running":
             return f"started {title_of(job)}"
         said = f"error {self._error(job)}" if job.status == "completed" else first_line(job.error)
-        seconds = time.monotonic() - self._began.get(_key(job), (time.monotonic(), 0))[0]
-        return f"{job.status} {title_of(job)} after {clock(seconds)}: {said}"
+        now = time.monotonic()
+        took = clock(now - self._began.get(_key(job), (now, 0))[0])
+        return f"{job.status} {title_of(job)} after {took}: {said}"
 
     def _shown(self, jobs: Sequence[Job], room: int) -> list[Job]:
         """All, or those that run, then the latest that failed, then the latest that are done; in the sweep's order."""
@@ -188,17 +193,23 @@ def clock(seconds: float) -> str:
 
 
 def _laid_out(rows: Sequence[tuple[str, ...]], width: int) -> Table:
-    """Every job on one line: the last column takes what room there is, then the first, both cut with a mark."""
+    """Every job on one line: what tells jobs apart has room before their causes, which the end tells whole."""
     gaps = 2 * (len(TITLES) - 1)
     widths = [max(len(cell) for cell in column) for column in zip(TITLES, *rows, strict=True)]
     room = max(16, width - gaps - sum(widths[1:4]))
-    note = min(widths[4], max(room - widths[0], room // 2))
-    label = min(widths[0], room - note)
+    if widths[0] + min(widths[4], NOTE) > room:
+        # optimizer.lr=1e-3 is lr=1e-3
+        rows = [(re.sub(r"(?:^|(?<= ))[\w./]+\.(?=\w+=)", "", row[0]), *row[1:]) for row in rows]
+        widths[0] = max(len(row[0]) for row in rows)
+    label = min(widths[0], room - min(widths[4], NOTE))
+    note = min(widths[4], room - label)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for title in TITLES:
         table.add_column(title, no_wrap=True, justify="right" if title in ("step", "error") else "left")
     for row in rows:
-        cells = (_cut(row[0], label), *row[1:4], _cut(row[4], note))
+        # the last of a sweep's keys vary first
+        name = row[0] if len(row[0]) <= label else f"…{row[0][len(row[0]) - label + 1 :]}"
+        cells = (name, *row[1:4], _cut(row[4], note))
         table.add_row(*(Text(cell, style=STYLES.get(row[1], "") if n == 1 else "") for n, cell in enumerate(cells)))
     return table
 

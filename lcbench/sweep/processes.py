@@ -139,16 +139,22 @@ def _bury(job: Job, stopped_by: signal.Signals | None) -> None:
         if written:
             _write(job, record | {"status": "interrupted", "error": stopped.cause, "signal": stopped.signal.name})
     elif code == 2:
-        # it refused to begin; what the folder holds is not this process's to change
+        # it refused to begin; a record that stands there is another process's
         lines = _screen(job).splitlines()
         job.status, job.error = "failed", lines[-1].removeprefix("lcbench: ") if lines else "refused"
+        if not record:
+            _write_death(job, record)
     else:
         job.status, job.error = "failed", _cause(code, _screen(job))
         if record.get("status") != "completed":
-            # a process that found no room to write had none for its last words either
-            job.error = _write(job, {**job.facts, **record, "status": "failed", "error": job.error}) or job.error
-        with contextlib.suppress(OSError), job.folder.log.open("a") as log:
-            log.write(f"{job.error}; what the process had to say:\n{_screen(job)}\n")
+            _write_death(job, record)
+
+
+def _write_death(job: Job, record: dict[str, Any]) -> None:
+    # a process that found no room to write had none for its last words either
+    job.error = _write(job, {**job.facts, **record, "status": "failed", "error": job.error}) or job.error
+    with contextlib.suppress(OSError), job.folder.log.open("a") as log:
+        log.write(f"{job.error}; what the process had to say:\n{_screen(job)}\n")
 
 
 def _write(job: Job, record: dict[str, Any]) -> str | None:

@@ -99,6 +99,24 @@ def test_a_signal_before_the_first_step_is_not_lost_to_lightning(run_here, monke
     assert run_here()[0]["status"] == "completed"
 
 
+def test_a_run_preempted_after_its_last_step_still_has_a_best_checkpoint(run_here, monkeypatch):
+    from lcbench.engine.callbacks import Curves
+
+    original = Curves._row
+
+    def preempted(self, module, step, light):
+        original(self, module, step, light)
+        if step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Curves, "_row", preempted)
+        stopped, folder, _ = run_here("trainer.evaluate_every=0")
+    assert stopped["status"] == "interrupted"
+    assert run_here("trainer.evaluate_every=0")[0]["status"] == "completed"
+    assert load_checkpoint(folder / "checkpoints" / "best.ckpt")["global_step"] == 6
+
+
 @pytest.mark.parametrize("moment", ["composing", "importing"])
 def test_a_signal_before_there_is_a_run_ends_with_the_same_code(tmp_path, moment):
     where = {"composing": "lcbench.composition.build", "importing": "lcbench.cli._run"}[moment]

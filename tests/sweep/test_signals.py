@@ -78,17 +78,16 @@ WORDS = (
     "trainer.checkpoint_every=15",
     "trainer.evaluate_every=100",
     "model.dropout=0.1",
-    "seed=0,1",
+    "trainer.threads=1",
 )
 
 
-def test_a_sweep_killed_twice_ends_as_if_it_had_not_been(tmp_path):
+def test_a_sweep_killed_twice_ends_as_if_it_had_not_been(tmp_path, run_here):
     parts, whole = tmp_path / "parts", tmp_path / "whole"
     parts.mkdir()
-    whole.mkdir()
     before = 0
     for _ in range(2):
-        process = start(parts, *WORDS)
+        process = start(parts, *WORDS, "seed=0,1")
         deadline = time.monotonic() + 120
         while progress(parts) < before + 80:
             assert time.monotonic() < deadline
@@ -100,10 +99,11 @@ def test_a_sweep_killed_twice_ends_as_if_it_had_not_been(tmp_path):
         process.kill()
         process.communicate()
         wait_until_gone(jobs)
-    for folder in (parts, whole):
-        process = start(folder, *WORDS)
-        output, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, output
+    process = start(parts, *WORDS, "seed=0,1")
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    for seed in (0, 1):
+        run_here("trainer.log_every=1", "position=none", *WORDS, f"seed={seed}", f"outputs={whole}/outputs")
     runs = sorted(path.parent.relative_to(parts) for path in parts.rglob("result.json"))
     assert len(runs) == 2
     for run in runs:
