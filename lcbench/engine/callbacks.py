@@ -185,7 +185,7 @@ class Checkpoints(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.curves.clock.stop()
-        self.save(trainer, best=not (self.folder.checkpoints / "best.ckpt").exists())
+        self.save(trainer, best=False)
 
     def save(self, trainer: pl.Trainer, best: bool) -> None:
         """Write a checkpoint; a process killed at any moment leaves the old last.ckpt or the new one.
