@@ -24,6 +24,7 @@ lcbench: which mechanism remembers what it has read, and at what cost
   lcbench resume RUN             continue a stopped run; with trainer.max_steps=N, a new run that goes on from it
   lcbench evaluate RUN [evaluation.key=value ...]    score a trained network elsewhere: lengths=[1k,4k], sets=[sparse]
   lcbench verify [key=value ...] the conformance suite on this composition: a certificate
+  lcbench cost --memory          what each mechanism carries from call to call, by formula and measured
   lcbench doctor                 what this machine has and lacks
 
 options of compare
@@ -112,7 +113,7 @@ def _dispatch(words: list[str]) -> int:
     if words and "=" not in words[0] and not words[0].startswith(("+", "~", "-")):
         verb = _verb(words.pop(0))
     for word in words:
-        if word.startswith("-") and verb is not _compare:
+        if word.startswith("-") and verb not in (_compare, _cost):
             raise ConfigurationError(f"{word}: no such option; {closest(word, OPTIONS)}")
     return verb(words, overlays, trust)
 
@@ -247,6 +248,20 @@ def _verify(words: list[str], overlays: list[Path], trust: bool) -> int:
     return 0 if certificate.passed else 1
 
 
+def _cost(words: list[str], overlays: list[Path], trust: bool) -> int:
+    if "--memory" not in words:
+        raise ConfigurationError("cost takes --memory: lcbench cost --memory attention=infini,full.")
+    from rich.console import Console
+
+    from lcbench.footprint import footprint_table, footprints
+
+    console = Console(highlight=False)
+    with console.status("measuring"):
+        found = footprints([word for word in words if word != "--memory"], overlays)
+    console.print(footprint_table(found))
+    return 0
+
+
 def _doctor(words: list[str], overlays: list[Path], trust: bool) -> int:
     if words:
         raise ConfigurationError(f"doctor takes nothing, not {words[0]}.")
@@ -281,6 +296,7 @@ VERBS: dict[str, Callable[[list[str], list[Path], bool], int]] = {
     "resume": _resume,
     "evaluate": _evaluate,
     "verify": _verify,
+    "cost": _cost,
     "doctor": _doctor,
 }
 OPTIONS = ["--config-dir", "--trust", "--completion", "--version", "--help"]

@@ -205,6 +205,9 @@ class Attention(nn.Module, ABC):
 
     #: positions in the piece of a document that the mechanism treats as one unit; None: it has no such piece
     segment: int | None = None
+    #: numbers that a layer carries for one sequence of T tokens, in the literature's symbols: H heads of dk (keys) and
+    #: dv (values), d the width
+    footprint: str = ""
     #: whether it obeys ``Facts.together``
     reads_together: bool = False
 

@@ -26,6 +26,7 @@ class Full(MultiHead):
     """
 
     reads_together = True
+    footprint = "H (dk + dv) T"
 
     def forward(self, x: Tensor, context: Context, state: State | None = None) -> AttentionOutput:
         """Read ``x`` ``[batch, time, d_model]``; ``state`` is the ``KeyValues`` of what was read before."""

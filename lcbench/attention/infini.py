@@ -99,6 +99,8 @@ class Infini(MultiHead):
         ConfigurationError: for a segment without positions, or a gate that is shut or open for good.
     """
 
+    footprint = "2 H dk (dv + 1) + H (dk + dv) (N - 1)"
+
     def __init__(
         self,
         shape: LayerShape,

@@ -34,6 +34,8 @@ class SlidingWindow(MultiHead):
         ConfigurationError: for a window that holds nothing.
     """
 
+    footprint = "H (dk + dv) (w - 1)"
+
     def __init__(self, shape: LayerShape, position: PositionEncoding, *, window: Length = 128) -> None:
         super().__init__(shape, position)
         if window < 1:
