@@ -14,9 +14,9 @@ yet, Va is Vc: that is the released code's result without its fault of letting e
 shrinks the start of every document by ``1 - g``.
 
 The memory is first in, first out, and said here by positions: what a query may retrieve lies at positions from
-``a - X - M`` up to ``a - X``, where a is the start of its segment. So a token can be retrieved when its segment is over
-and has left the cache, never by its own segment. With ``overlap`` the memory holds what the cache holds, too (positions
-``a - M`` up to ``a``), as in the released code; then the segment before counts twice.
+``a - X - M`` up to ``a - X``, where a is the start of its segment. So a token can be retrieved once its segment is
+over and has left the cache, never by its own segment. With ``overlap`` the memory holds what the cache holds, too
+(positions ``a - M`` up to ``a``), as in the released code; then the segment before counts twice.
 
 No gradient enters the memory: q learns from Vm, the maps into keys and values only from Vc. Within one call all keys
 are made by the same weights; across calls they are as old as their call.
@@ -36,7 +36,7 @@ from lcbench.attention.multi_head import MultiHead
 from lcbench.attention.nearest import Approximate, Exact, load_faiss
 from lcbench.attention.precision import wide, without_autocast
 from lcbench.attention.reach import Segment
-from lcbench.attention.retrieval import Past, layers_with_memory, read, retrieve
+from lcbench.attention.retrieval import Past, cosine, layers_with_memory, read, retrieve
 from lcbench.attention.scoring import attend
 from lcbench.errors import ConfigurationError
 from lcbench.position.base import LayerShape, PositionEncoding
@@ -54,7 +54,7 @@ class Memorizing(MultiHead):
         memory: M, positions whose keys a memory layer holds; 1,536 to 262,144 in the paper. What lies closer than the
             memory's size gives the same result with any larger memory.
         retrieved: n, keys a query retrieves; 32 in the paper.
-        memory_layers: which layers have a memory, from 0; null for one, three quarters up (the 9th of 12, the paper's).
+        memory_layers: which layers have a memory, from 0; null for one, three quarters up (the paper's 9th of 12).
         overlap: whether the memory holds what the cache holds, too.
         search: exact, or faiss for a large memory: an approximate index made for each call, which pays where calls are
             long; needs lcbench[faiss].
@@ -64,8 +64,8 @@ class Memorizing(MultiHead):
             well-known other implementation at 20.
 
     Raises:
-        ConfigurationError: for sizes that hold nothing, a layer that is not there, a gate that is shut or open for good,
-            or faiss where it is not installed.
+        ConfigurationError: for sizes that hold nothing, a layer that is not there, a gate that is shut or open for
+            good, or faiss where it is not installed.
     """
 
     def __init__(
@@ -102,6 +102,7 @@ class Memorizing(MultiHead):
             raise ConfigurationError(f"attention.initial_scale={initial_scale} must be positive, such as 10.")
         if search == "faiss":
             load_faiss()
+        self.segment: int = segment
         self.local = Segment(segment, cache)
         self.remembers = shape.layer in layers_with_memory(shape, memory_layers)
         # a memory holds positions start - since up to, not including, start - until
@@ -121,14 +122,11 @@ class Memorizing(MultiHead):
         return self.local.length - 1 + before
 
     def project(self, x: Tensor, context: Context) -> tuple[Tensor, KeyValues]:
-        """As any layer with heads; in a memory layer keys have length one, and queries ``s sqrt(head_dim)``, because
-        scoring divides by the root."""
+        """As any layer with heads; in a memory layer scores are cosines times s."""
         if not self.remembers:
             return super().project(x, context)
         q, k, v = (self.split(project(x)) for project in (self.q, self.k, self.v))
-        with without_autocast(x.device):
-            scale = torch.exp(wide(self.log_scale))[:, None, None] * self.shape.head_dim**0.5
-            q, k = (scale * unit(q)).to(q.dtype), unit(k).to(k.dtype)
+        q, k = cosine(q, k, self.log_scale)
         return q, KeyValues.of(k, v, self.position.key_features(x, k, v), context)
 
     def forward(self, x: Tensor, context: Context, state: State | None = None) -> AttentionOutput:
@@ -148,7 +146,7 @@ class Memorizing(MultiHead):
                     scaled = wide(q) * self.shape.head_dim**-0.5
                     k, v = (wide(t.detach()).contiguous() for t in (keys.k, keys.v))
                     found = retrieve(scaled, past, spans, self.search(k, keys.padding, self.retrieved))
-                    from_memory, _ = read(scaled, k, v, found)
+                    from_memory, _ = read(scaled, k, v, found, self.dropped)
                     g = gate[:, None, None] * found.any  # [batch, heads, time, 1]
                     a = (g * from_memory + (1 - g) * wide(a)).to(a.dtype)
                 measures["retrieval_distance"] = found.distance
@@ -157,9 +155,3 @@ class Memorizing(MultiHead):
     def state_bytes(self, batch: int, length: int, dtype: torch.dtype) -> int:
         """Keys, values and features of the last ``kept`` tokens, and their positions."""
         return batch * min(length, self.kept) * self.key_bytes(dtype.itemsize)
-
-
-def unit(x: Tensor) -> Tensor:
-    """``x / sqrt(|x|^2 + 1e-6)`` of ``[..., head_dim]``, in float32 at least."""
-    x = wide(x)
-    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)

@@ -20,6 +20,7 @@ from torch.nn.functional import embedding_bag
 from lcbench.attention.base import Context
 from lcbench.attention.cache import Cache
 from lcbench.attention.nearest import Search
+from lcbench.attention.precision import wide, without_autocast
 from lcbench.attention.segments import Segments
 from lcbench.errors import ConfigurationError
 from lcbench.position.base import LayerShape
@@ -46,6 +47,24 @@ def layers_with_memory(shape: LayerShape, chosen: list[int] | None) -> list[int]
     return chosen
 
 
+def cosine(q: Tensor, k: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys of length one, and queries of length ``s sqrt(head_dim)``, because scoring divides by the root: scores are
+    then cosines times the scale ``s = exp(log_scale)`` of each head.
+
+    ``q``, ``k`` ``[batch, heads, time, head_dim]``, ``log_scale`` ``[heads]``. Keys stored by older weights differ in
+    direction only.
+    """
+    with without_autocast(q.device):
+        scale = torch.exp(wide(log_scale))[:, None, None] * q.shape[-1] ** 0.5
+        return (scale * unit(q)).to(q.dtype), unit(k).to(k.dtype)
+
+
+def unit(x: Tensor) -> Tensor:
+    """``x / sqrt(|x|^2 + 1e-6)`` of ``[..., head_dim]``, in float32 at least."""
+    x = wide(x)
+    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)
+
+
 @dataclass(frozen=True)
 class Span:
     """The keys that some queries, alike in this, may see.
@@ -61,12 +80,6 @@ class Span:
     @property
     def width(self) -> int:
         return self.columns.stop - self.columns.start
-
-    def visible(self, rows: int, of: Tensor) -> Tensor:
-        """bool, ``[1 or batch, 1, rows, columns]``, on the device of ``of``."""
-        if self.seen is None:
-            return torch.ones(1, 1, rows, self.width, dtype=torch.bool, device=of.device)
-        return self.seen[:, None, None].expand(-1, 1, rows, -1)
 
 
 class Past:
@@ -84,10 +97,11 @@ class Past:
         self.length = length
         self.segments = Segments(context, length, None)
         known = context.start is not None and keys.consecutive
-        self._first = None
+        #: position of key 0, where rows are alike and each token follows the one before it
+        self.first: int | None = None
         if known and keys.documents is None and keys.padding is None:
             assert context.start is not None
-            self._first = context.start - (keys.length - context.positions.shape[1])
+            self.first = context.start - (keys.length - context.positions.shape[1])
 
     @cached_property
     def _places(self) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -105,23 +119,27 @@ class Past:
 
     def start(self, piece: int) -> int | Tensor:
         """Where the piece's segment starts: a number where rows are alike, otherwise int64 ``[batch, 1]``."""
-        if self._first is None:
+        if self.first is None:
             return self._places[piece][0]
-        at = self._queries(piece).start + self._first
+        at = self._queries(piece).start + self.first
         return at - at % self.length
 
     def spans(self, since: int | None, until: int) -> Iterator[Span]:
         """Of each piece the keys at positions from ``start - since`` (None: 0) up to, not including,
-        ``start - until``, where ``start`` is that of the piece's segment."""
+        ``start - until``, where ``start`` is that of the piece's segment.
+
+        With ``until`` below 0 that includes the segment itself, as far as the buffer goes.
+        """
+        keys_read = self.keys.length
         for number in range(len(self.segments.pieces)):
             start = self.start(number)
             first = 0 if since is None else start - since
-            if self._first is None:
+            if self.first is None:
                 yield self._looked_up(number, first, start - until)
             else:
                 assert isinstance(start, int)
-                stop = max(0, start - until - self._first)
-                low = max(0, int(first) - self._first)
+                stop = min(max(0, start - until - self.first), keys_read)
+                low = max(0, int(first) - self.first)
                 yield Span(slice(min(low, stop), stop), None)
 
     def _looked_up(self, number: int, first: Any, stop: Any) -> Span:
@@ -188,12 +206,13 @@ def retrieve(q: Tensor, past: Past, spans: list[Span], search: Search) -> Found:
     )
 
 
-def read(q: Tensor, k: Tensor, v: Tensor, found: Found) -> tuple[Tensor, Tensor]:
+def read(q: Tensor, k: Tensor, v: Tensor, found: Found, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
     """Softmax attention over what was found.
 
     Args:
         q: ``[batch, heads, q_time, head_dim]``; what was searched with.
         k, v: the buffer of keys and values, ``[batch, heads, k_time, head_dim]``; they get a gradient if they want it.
+        dropout: probability of dropping an attention weight.
 
     Returns:
         ``[batch, heads, q_time, head_dim]``, and the logarithm of the softmax's denominator,
@@ -204,7 +223,8 @@ def read(q: Tensor, k: Tensor, v: Tensor, found: Found) -> tuple[Tensor, Tensor]
     rows = (found.index + first).flatten(0, 2)  # [batch * heads * q_time, count]
     scores = _Scores.apply(q.flatten(0, 2), k.flatten(0, 2), rows, found.scores.flatten(0, 2))
     total = scores.logsumexp(-1, keepdim=True)
-    o = embedding_bag(rows, v.flatten(0, 2), mode="sum", per_sample_weights=torch.exp(scores - total))
+    weights = torch.nn.functional.dropout(torch.exp(scores - total), dropout)
+    o = embedding_bag(rows, v.flatten(0, 2), mode="sum", per_sample_weights=weights)
     return o.view_as(q), total.view(*q.shape[:3], 1)
 
 

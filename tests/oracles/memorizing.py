@@ -65,7 +65,7 @@ def forward(
                 continue
             constant_k, constant_v = k[:, head].detach(), v[:, head].detach()
             product = {j: q[i, head] @ constant_k[j] / math.sqrt(q.shape[-1]) for j in stored}
-            best = sorted(stored, key=lambda j: product[j].item(), reverse=True)[:retrieved]  # noqa: B023
+            best = sorted(stored, key=lambda j: product[j].item(), reverse=True)[:retrieved]
             weight = torch.softmax(torch.stack([product[j] for j in best]), 0)
             recalled = sum(w * constant_v[j] for w, j in zip(weight, best, strict=True))
             gate = 1 / (1 + torch.exp(-weights["beta"][head]))
