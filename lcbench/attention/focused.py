@@ -371,7 +371,9 @@ def _recomputed(read_window: Callable[[int], Tensor], windows: _Windows) -> list
         for window, span in zip(windows.all, windows.memory, strict=True)
     )
     again = torch.is_grad_enabled() and kept > 3 * windows.v.numel()
-    return [
+    # the last window reads most: what it frees has room for all others, and the heap does not grow in steps
+    outputs = [
         checkpoint(read_window, number, use_reentrant=False) if again else read_window(number)
-        for number in range(len(windows.all))
+        for number in reversed(range(len(windows.all)))
     ]
+    return outputs[::-1]
