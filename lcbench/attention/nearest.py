@@ -74,8 +74,8 @@ class Approximate(Search):
     """Inner products with the keys of the most promising lists only (faiss, IVF: Jegou, Douze, Schmid 2011).
 
     Keys are sorted into lists by the nearest of ``2 sqrt(time)`` centres, found by k-means among the keys; a query
-    looks through one list in sixteen. Of keys that lie in clusters it finds nearly all of the best, of keys without any
-    structure about half. An index is made anew for each call, one for each row and head, so what is found depends a
+    looks through one list in sixteen. Of keys that lie in clusters it finds nearly all of the best, of keys without
+    structure under half. An index is made anew for each call, one for each row and head, so what is found depends a
     little on where calls are cut, and a call must have thousands of queries to earn it. Few keys are searched exactly.
     """
 
