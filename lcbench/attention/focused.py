@@ -28,6 +28,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -157,7 +158,9 @@ class Focused(MultiHead):
             memory = _Keys(windows.k[:, :, span.columns], windows.v[:, :, span.columns], seen)
             return windows[number].read(memory, self.dropped)
 
-        return windows.join(_recomputed(read_window, windows))
+        read = _recomputed(read_window, windows, [span.width for span in windows.memory])
+        # the last window reads most: what it frees has room for all others, and the heap does not grow in steps
+        return windows.join([read(number) for number in reversed(range(len(windows.all)))][::-1])
 
     def _best(self, windows: _Windows, count: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The best ``count`` keys of the memory. The two parts of the softmax are merged by their denominators."""
@@ -197,18 +200,18 @@ class Focused(MultiHead):
                 "Cross-batch training needs rows of one document each, all from the same position and without "
                 f"padding, and the numbers of contexts for each of {batch} rows."
             )
-        together = max(1, _NUMBERS // (batch * self.segment * self.shape.d_model))
+        most = max(1, *(numbers.n_pos + numbers.n_neg for numbers in crossbatch))
+        together = max(1, _NUMBERS // (most * self.segment * self.shape.d_model))
         groups = [slice(first, first + together) for first in range(0, batch, together)]
 
-        def read_window(number: int) -> Tensor:
-            window, before = windows[number], windows.memory[number].columns
-            read = [
-                window.rows(some).read(windows.contexts(before, some, crossbatch)[0], self.dropped) for some in groups
-            ]
-            return torch.cat(read)
+        def read_rows(number: int, some: slice) -> Tensor:
+            contexts, _ = windows.contexts(windows.memory[number].columns, some, crossbatch)
+            return windows[number].rows(some).read(contexts, self.dropped)
 
-        o = windows.join(_recomputed(read_window, windows))
-        of_own, counted = o.new_zeros(self.shape.n_heads), 0
+        widths = [min(self.segment, span.width) * most for span in windows.memory]
+        read = _recomputed(read_rows, windows, widths)
+        o = windows.join([torch.cat([read(number, some) for some in groups]) for number in range(len(windows.all))])
+        of_own, counted = wide(o.new_zeros(self.shape.n_heads)), 0
         with torch.no_grad():
             for window, span in zip(windows.all, windows.memory, strict=True):
                 for some in groups if span.width else ():
@@ -362,18 +365,14 @@ class _Windows:
         return _Keys(gather(self.k), gather(self.v), visible[:, None, None]), own.stop - own.start
 
 
-def _recomputed(read_window: Callable[[int], Tensor], windows: _Windows) -> list[Tensor]:
-    """``read_window`` of each window; computed again in the backward pass where what they keep would outgrow the
-    keys."""
+def _recomputed(read: Callable[..., Tensor], windows: _Windows, widths: Sequence[int]) -> Callable[..., Tensor]:
+    """``read``, which computes again in the backward pass if what it keeps would outgrow the keys; ``widths``: how
+    many keys of the memory it takes for each window."""
     of_key = 2 * windows.v.shape[0] * windows.v.shape[1] * windows.v.shape[3]
     kept = sum(
-        (window.q.shape[2] + of_key) * (span.width + window.local.k.shape[2])
-        for window, span in zip(windows.all, windows.memory, strict=True)
+        (window.q.shape[2] + of_key) * (width + window.local.k.shape[2])
+        for window, width in zip(windows.all, widths, strict=True)
     )
-    again = torch.is_grad_enabled() and kept > 3 * windows.v.numel()
-    # the last window reads most: what it frees has room for all others, and the heap does not grow in steps
-    outputs = [
-        checkpoint(read_window, number, use_reentrant=False) if again else read_window(number)
-        for number in reversed(range(len(windows.all)))
-    ]
-    return outputs[::-1]
+    if torch.is_grad_enabled() and kept > 3 * windows.v.numel():
+        return partial(checkpoint, read, use_reentrant=False)
+    return read

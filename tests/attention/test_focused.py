@@ -77,8 +77,11 @@ def test_few_rows_at_a_time_and_chunks_change_nothing(
         state = output.state
         outputs.append(output.y)
     assert torch.allclose(torch.cat(outputs, 1), whole.y, atol=1e-12)
+    (expected,) = torch.autograd.grad(whole.y.square().sum(), x)
     monkeypatch.setattr(focused, "_NUMBERS", 1)
     alone = trained(layer, x, context, *MIXED)
+    (gradient,) = torch.autograd.grad(alone.y.square().sum(), x)
+    assert torch.allclose(gradient, expected, atol=1e-11)
     assert torch.allclose(alone.y, whole.y, atol=1e-12)
     assert torch.allclose(alone.measures["positive_share"], whole.measures["positive_share"])
 
