@@ -13,7 +13,42 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from lcbench.errors import ConfigurationError
 from lcbench.position.base import LayerShape, PositionEncoding
+
+
+@dataclass(frozen=True)
+class CrossBatch:
+    """Previous contexts that a row's memory layers read in cross-batch training (Tworkowski et al. 2023).
+
+    Args:
+        n_pos: of the row's own document.
+        n_neg: of other documents: the one before the current context in each of the next ``n_neg`` rows.
+
+    Raises:
+        ConfigurationError: for a number below 0.
+    """
+
+    n_pos: int
+    n_neg: int
+
+    def __post_init__(self) -> None:
+        for name, value in (("n_pos", self.n_pos), ("n_neg", self.n_neg)):
+            if value < 0:
+                raise ConfigurationError(f"{name}={value} is no number of contexts; the least is 0.")
+
+    def require(self, rows: int) -> None:
+        """Refuse a batch of ``rows`` rows that has too few contexts.
+
+        Raises:
+            ConfigurationError: if there are fewer than ``n_pos + n_neg + 1``.
+        """
+        least = self.n_pos + self.n_neg + 1
+        if rows < least:
+            raise ConfigurationError(
+                f"trainer.batch_size={rows} is too small for cross-batch training with n_pos={self.n_pos} and "
+                f"n_neg={self.n_neg}; the least is trainer.batch_size={least}."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +65,8 @@ class Facts:
             where positions jump, or where padding lies between two tokens of a document.
         together: whether the tokens of this call see each other both ways, beside what they see of earlier ones.
             Only for a mechanism whose ``reads_together`` is True.
+        crossbatch: for each row, which previous contexts its memory layers read in training, or None: all that comes
+            before in the row. Rows are then of one document each, begin at the same position and have no padding.
     """
 
     documents: Tensor | None = None
@@ -37,6 +74,7 @@ class Facts:
     landmarks: Tensor | None = None
     consecutive: bool = True
     together: bool = False
+    crossbatch: tuple[CrossBatch, ...] | None = None
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
         """The same facts with ``function`` applied to every tensor, e.g. a slice of time."""

@@ -136,6 +136,7 @@ def place(tokens: Tensor, facts: Facts | None, state: ModelState | None) -> Plac
             landmarks=facts.landmarks,
             consecutive=consecutive,
             together=facts.together,
+            crossbatch=facts.crossbatch,
         )
         next_position = read[:, -1] - before[:, -1]
     reached = ModelState((), next_position, document, state.padded or padding is not None)
