@@ -27,6 +27,8 @@ class Batch:
         supervised: bool ``[batch, time]``, where the training loss looks.
         padding: bool ``[batch, time]``, True where ``tokens`` is padding, all of it on the right, or None.
         facts: per example ``[batch]`` or per position ``[batch, time]``: what results are grouped by.
+        crossbatch: a pair a row, of how many earlier contexts of its own and of how many other rows' contexts layers
+            with memory may read in it; None: rows are apart.
         continues: whether every row goes on where the same row of the batch before ended: a model's state is carried.
     """
 
@@ -37,6 +39,7 @@ class Batch:
     padding: Tensor | None = None
     facts: dict[str, Tensor] = field(default_factory=dict)
     continues: bool = False
+    crossbatch: tuple[tuple[int, int], ...] | None = None
 
     def __len__(self) -> int:
         return self.tokens.shape[0]

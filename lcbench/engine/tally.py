@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lcbench.attention.base import Facts
+from lcbench.attention.base import CrossBatch, Facts
 from lcbench.dataset.base import Batch
 from lcbench.results.statistics import normal, wilson
 
@@ -44,4 +44,5 @@ def autocast(device: str, precision: str) -> AbstractContextManager[object]:
 
 def facts_of(batch: Batch) -> Facts:
     """What a model must know of a batch beyond its tokens."""
-    return Facts(padding=batch.padding)
+    crossbatch = None if batch.crossbatch is None else tuple(CrossBatch(*pair) for pair in batch.crossbatch)
+    return Facts(padding=batch.padding, crossbatch=crossbatch)
