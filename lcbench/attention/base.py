@@ -207,6 +207,8 @@ class Attention(nn.Module, ABC):
     segment: int | None = None
     #: whether it obeys ``Facts.together``
     reads_together: bool = False
+    #: whether evaluation reads otherwise than training, by definition and not because of dropout
+    evaluation_differs: bool = False
 
     def __init__(self, shape: LayerShape, position: PositionEncoding) -> None:
         super().__init__()
