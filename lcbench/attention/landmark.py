@@ -77,7 +77,7 @@ class Landmark(MultiHead):
         block: b, the most tokens between two landmarks; 50 in the paper. Used with stingy positions.
         retrieval: whether each head chooses for each token, or all heads choose the same for a token, by the largest
             share that any of them gives a landmark.
-        placement: at which positions retrieved tokens are read: stingy ones, or their true ones.
+        stingy: whether retrieved tokens are read at stingy positions, or at their true ones.
 
     Raises:
         ConfigurationError: for a size below 1, an encoding that reads queries or keys where blocks are retrieved, and
@@ -93,14 +93,13 @@ class Landmark(MultiHead):
         window: Length = 250,
         block: int = 50,
         retrieval: Literal["per_head_and_token", "per_token"] = "per_head_and_token",
-        placement: Literal["stingy", "true"] = "stingy",
+        stingy: bool = True,
     ) -> None:
         super().__init__(shape, position)
         for key, size in {"k": k, "window": window, "block": block}.items():
             if size is not None and size < 1:
                 rest = " or null, all blocks" if key == "k" else ""
                 raise ConfigurationError(f"attention.{key}={size} reads nothing; the least is attention.{key}=1{rest}.")
-        stingy = placement == "stingy"
         if k is not None:
             _check_encoding(position, k, stingy)
         self.retrieved = k
@@ -185,8 +184,8 @@ def _check_encoding(position: PositionEncoding, k: int, stingy: bool) -> None:
         )
     if stingy and overrides("embed"):
         raise ConfigurationError(
-            f"attention.placement=stingy: position={name} adds to the input, and what is read cannot be placed anew; "
-            "take position=rope or attention.placement=true."
+            f"attention.stingy=true: position={name} adds to the input, and what is read cannot be placed anew; "
+            "take position=rope or attention.stingy=false."
         )
 
 

@@ -14,7 +14,7 @@ CASES = [
     {"block": 5},
     {"block": 5, "k": 1, "window": 9},
     {"block": 6, "k": 2, "window": 7, "retrieval": "per_token"},
-    {"block": 5, "k": 2, "window": 8, "placement": "true"},
+    {"block": 5, "k": 2, "window": 8, "stingy": False},
 ]
 
 
@@ -30,10 +30,8 @@ def forward(
     window: int,
     block: int,
     retrieval: str,
-    placement: str,
+    stingy: bool,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    stingy = placement == "stingy"
-
     def projected(name: str, token: Tensor) -> Tensor:
         return weights[f"{name}.weight"] @ token + weights[f"{name}.bias"]
 
@@ -71,7 +69,7 @@ def forward(
         assert k is not None
         likings = []
         for head in range(n_heads):
-            places = positions.clone()
+            places = torch.zeros_like(positions) if stingy else positions
             if stingy:
                 for order, n in enumerate(closed):
                     slot = max(0, order - len(closed) + k + 1)
@@ -96,7 +94,7 @@ def forward(
         read = []
         chosen = choose(i, closed, origin) if closed else [[]] * n_heads
         for head in range(n_heads):
-            places = positions.clone()
+            places = torch.zeros_like(positions) if stingy else positions
             if stingy:
                 slots = {}
                 old = [n for n in chosen[head] if n < local - k]
