@@ -99,7 +99,9 @@ class Landmark(MultiHead):
         for key, size in {"k": k, "window": window, "block": block}.items():
             if size is not None and size < 1:
                 rest = " or null, all blocks" if key == "k" else ""
-                raise ConfigurationError(f"attention.{key}={size} reads nothing; the least is attention.{key}=1{rest}.")
+                raise ConfigurationError(
+                    f"attention.{key}={size} reads nothing; the least is attention.{key}=1{rest}."
+                )
         if k is not None:
             _check_encoding(position, k, stingy)
         self.retrieved = k
@@ -385,9 +387,9 @@ class Past:
         block = piece[:, None, None].expand(*chosen.shape[:3], -1).gather(-1, chosen)
         far_scores, far_values = self._fetch(turned, at, block, self._slots(chosen, valid, candidates), valid)
         blocks = chosen.shape[-1]
-        weights = self._weights(
-            torch.cat([far_scores, scores], 3), pad(empty, (blocks, 0)), pad(own, (blocks, 0))
-        ).to(q.dtype)
+        weights = self._weights(torch.cat([far_scores, scores], 3), pad(empty, (blocks, 0)), pad(own, (blocks, 0))).to(
+            q.dtype
+        )
         far, near = weights.split([blocks, pieces], 3)
         o = torch.matmul(near.flatten(-2), values)
         o = o + torch.matmul(far.flatten(-2)[..., None, :], far_values).squeeze(-2)
@@ -477,10 +479,7 @@ class Past:
         bias = self.layer.position.position_bias(Alignment(q_at, k_at, None))
         if bias is not None:
             bias = bias.view(batch, heads, rows, -1, blocks, width)
-            if bias.shape[3] > 1:
-                bias = bias.diagonal(dim1=1, dim2=3).movedim(-1, 1)
-            else:
-                bias = bias[:, :, :, 0]
+            bias = bias.diagonal(dim1=1, dim2=3).movedim(-1, 1) if bias.shape[3] > 1 else bias[:, :, :, 0]
             scores = scores + bias
         hidden = fact(self.hole) | ~valid[..., None]
         return _hide(scores, hidden), fetched(self.laid_v).flatten(3, 4)

@@ -65,9 +65,9 @@ def forward(
         return read
 
     def choose(i: int, closed: list[int], origin: int) -> list[list[int]]:
-        """Of the blocks ``closed``, those that each head chooses."""
+        """Of the blocks ``closed``, those that each head chooses; a block without tokens is not chosen."""
         assert k is not None
-        likings = []
+        filled, likings = [n for n in closed if members[n]], []
         for head in range(n_heads):
             places = torch.zeros_like(positions) if stingy else positions
             if stingy:
@@ -75,11 +75,11 @@ def forward(
                     slot = max(0, order - len(closed) + k + 1)
                     places[closing[n]] = slot * (block + 1) + block
                 places[i] = (k + 1) * (block + 1) + int(positions[i]) - origin
-            likings.append(scored(i, head, places)[[closing[n] for n in closed]])
+            likings.append(scored(i, head, places)[[closing[n] for n in filled]])
         if retrieval == "per_token":
             best = torch.stack([torch.softmax(liking, 0) for liking in likings]).amax(0)
             likings = [best] * n_heads
-        return [sorted(closed[int(c)] for c in liking.argsort(descending=True)[:k]) for liking in likings]
+        return [sorted(filled[int(c)] for c in liking.argsort(descending=True)[:k]) for liking in likings]
 
     outputs = []
     for i in range(time):
