@@ -152,10 +152,14 @@ def build(composition: Composition) -> Experiment:
         ConfigurationError: for parts that do not work together.
     """
     from lcbench.engine.experiment import Experiment
+    from lcbench.task.landmarked import Landmarked
 
     config = composition.config
     task = construct(config["task"])
     trainer = construct(config["trainer"])
+    dataset = construct(config["dataset"], task, config["seed"], trainer.batch_size)
+    if dataset.insertion is not None:
+        task = Landmarked(task, dataset.insertion)
     return Experiment(
         config=config,
         name=config["experiment"],
@@ -165,7 +169,7 @@ def build(composition: Composition) -> Experiment:
         outputs=Path(config["outputs"]),
         rerun=config["rerun"],
         task=task,
-        dataset=construct(config["dataset"], task, config["seed"], trainer.batch_size),
+        dataset=dataset,
         make_model=lambda: construct_model(config, len(task.vocabulary)),
         objective=construct(config["objective"]),
         optimizer=construct(config["optimizer"]),

@@ -84,6 +84,8 @@ class Landmark(MultiHead):
             one that adds to the input where positions are stingy.
     """
 
+    needs_landmarks = True
+
     def __init__(
         self,
         shape: LayerShape,

@@ -48,7 +48,7 @@ def autocast(device: str, precision: str) -> AbstractContextManager[object]:
 
 def facts_of(batch: Batch) -> Facts:
     """What a model must know of a batch beyond its tokens."""
-    return Facts(padding=batch.padding)
+    return Facts(padding=batch.padding, landmarks=batch.landmarks)
 
 
 def score(
