@@ -206,10 +206,14 @@ def build(composition: Composition, trained: bool = False) -> Experiment:
         ConfigurationError: for parts that do not work together.
     """
     from lcbench.engine.experiment import Experiment
+    from lcbench.task.landmarked import Landmarked
 
     config = composition.config
     task = construct(config["task"])
     trainer = construct(config["trainer"])
+    dataset = construct(config["dataset"], task, config["seed"], trainer.batch_size)
+    if dataset.insertion is not None:
+        task = Landmarked(task, dataset.insertion)
     return Experiment(
         config=config,
         name=config["experiment"],
@@ -220,7 +224,7 @@ def build(composition: Composition, trained: bool = False) -> Experiment:
         rerun=config["rerun"],
         retry=config["retry"],
         task=task,
-        dataset=construct(config["dataset"], task, config["seed"], trainer.batch_size),
+        dataset=dataset,
         make_model=lambda: construct_model(config, len(task.vocabulary)),
         objective=construct(config["objective"]),
         optimizer=construct(config["optimizer"]),

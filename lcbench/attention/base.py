@@ -248,6 +248,10 @@ class Attention(nn.Module, ABC):
     footprint: str = ""
     #: whether it obeys ``Facts.together``
     reads_together: bool = False
+    #: whether evaluation reads otherwise than training, by definition and not because of dropout
+    evaluation_differs: bool = False
+    #: whether it is nothing but full attention where no token is a landmark
+    needs_landmarks: bool = False
 
     def __init__(self, shape: LayerShape, position: PositionEncoding) -> None:
         super().__init__()

@@ -92,6 +92,11 @@ class Cache(State):
         whole = torch.cat([first, order + before], 1)
         return self._times(lambda t: t.gather(1, whole), lambda t: along_time(t, whole))
 
+    def arranged(self, order: Tensor, hidden: Tensor) -> Self:
+        """Tokens ``order`` ``[batch, new time]``, int64, of each row; those where ``hidden`` (bool) are padding."""
+        arranged = self._times(lambda t: t.gather(1, order), lambda t: along_time(t, order))
+        return dataclasses.replace(arranged, padding=hidden, consecutive=False)
+
     def reset(self, rows: Tensor) -> Self:
         """Hides everything the rows have read: what is hidden weighs exactly nothing."""
         hidden = rows[:, None].expand_as(self.positions)

@@ -29,19 +29,34 @@ _LEAST_ROWS = 32
 
 
 @dataclass(frozen=True)
+class Normalised:
+    """What the scores of a block became: softmax over all keys. A subclass is another normalisation.
+
+    Args:
+        weights: before dropout, ``[batch, heads, rows, columns]``.
+    """
+
+    weights: Tensor
+
+    def backward(self, d_weights: Tensor) -> Tensor:
+        """The gradient of the scores; ``d_weights`` is the caller's own."""
+        return torch._softmax_backward_data(d_weights, self.weights, -1, d_weights.dtype)
+
+
+@dataclass(frozen=True)
 class _Weighed:
     """The attention weights of a block, and how they came about.
 
     Args:
         read: what the biases were made of, by name; leaves of the graph, if there is one.
-        biases: what was added to the scores; each broadcasts to the shape of ``weights``.
-        weights: before dropout, ``[batch, heads, rows, columns]``.
+        biases: what was added to the scores; each broadcasts to the shape of the weights.
+        normalised: the weights, ``[batch, heads, rows, columns]``.
         visible: ``[1 or batch, 1, rows, columns]``.
     """
 
     read: dict[str, Tensor]
     biases: list[Tensor]
-    weights: Tensor
+    normalised: Normalised
     visible: Tensor
 
 
@@ -79,6 +94,10 @@ class Run:
         scores[..., block.free :].masked_fill_(~visible[..., block.free :], torch.finfo(scores.dtype).min)
         return scores
 
+    def normalise(self, scores: Tensor, block: Block) -> Normalised:
+        """The weights of scores ``[batch, heads, rows, columns]``, which may be changed in place."""
+        return Normalised(torch.softmax(scores, -1))
+
     def weigh(self, inputs: Sequence[Tensor | None], block: Block, differentiable: bool) -> _Weighed:
         """The weights of a block; ``inputs`` as those of ``_ExplicitAttention``, down to the distance vectors."""
         q, k, _, plain_q, plain_k, features, vectors = inputs
@@ -109,7 +128,7 @@ class Run:
                 biases.append(bias)
         for bias in biases:
             scores = scores + bias.detach()
-        return _Weighed(read, biases, torch.softmax(self.hide(scores, block, visible), -1), visible)
+        return _Weighed(read, biases, self.normalise(self.hide(scores, block, visible), block), visible)
 
     def kept(self, weights: Tensor, block: Block) -> Tensor:
         """Dropout's factors, ``[batch, heads, rows, columns]``: the same again in the backward pass."""
@@ -185,7 +204,7 @@ class _ExplicitAttention(torch.autograd.Function):
                 if pairs <= room:
                     ctx.weighed[index] = weighed
                     room -= pairs
-                weights = weighed.weights
+                weights = weighed.normalised.weights
                 if run.dropout:
                     weights = weights * run.kept(weights, block)
                 o = torch.matmul(weights.to(v.dtype), v[columns])
@@ -210,7 +229,7 @@ class _ExplicitAttention(torch.autograd.Function):
             for index, block in enumerate(run.blocks(q, k)):
                 rows, columns = block.of_queries, block.of_keys
                 weighed = ctx.weighed.pop(index, None) or run.weigh(inputs, block, differentiable=True)
-                weights, d_o = weighed.weights, d_out[rows]
+                weights, d_o = weighed.normalised.weights, d_out[rows]
                 if run.pairs.ragged:
                     d_o = d_o.masked_fill(~weighed.visible.any(-1, keepdim=True), 0)
                 d_weights = torch.matmul(d_o, v[columns].transpose(-1, -2)).to(wide)
@@ -219,7 +238,7 @@ class _ExplicitAttention(torch.autograd.Function):
                     kept = run.kept(weights, block)
                     used, d_weights = weights * kept, d_weights * kept
                 d_v[columns] += torch.matmul(used.to(v.dtype).transpose(-1, -2), d_o)
-                d_scores = torch._softmax_backward_data(d_weights, weights, -1, wide)
+                d_scores = weighed.normalised.backward(d_weights)
 
                 moving = [bias for bias in weighed.biases if bias.requires_grad]
                 if moving:

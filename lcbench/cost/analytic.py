@@ -28,6 +28,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from lcbench.attention.base import Facts
 from lcbench.errors import ConfigurationError
 from lcbench.model.base import Model
 
@@ -76,6 +77,7 @@ def estimate(
     make_model: Callable[[], Model],
     tokens_shape: tuple[int, int],
     *,
+    landmarks: bool = False,
     activation_dtype: torch.dtype = torch.float32,
     optimizer_states: int = 2,
 ) -> Cost:
@@ -86,6 +88,7 @@ def estimate(
     Args:
         make_model: builds the model.
         tokens_shape: batch and time.
+        landmarks: whether there are any among the tokens; where, a mechanism that reads them must assume.
         activation_dtype: what autocast lets matrix products compute in, as in mixed precision.
         optimizer_states: numbers the optimizer keeps per parameter; 2 for Adam.
 
@@ -97,7 +100,7 @@ def estimate(
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), _KnownSeeds(), autocast:
             model = make_model().train()
-            one, two = (_step(model, torch.zeros(n, time, dtype=torch.int64)) for n in (1, 2))
+            one, two = (_step(model, torch.zeros(n, time, dtype=torch.int64), landmarks) for n in (1, 2))
     except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException) as error:
         raise ConfigurationError(
             f"cost: the model reads values ({error}), so that its cost cannot be told from shapes."
@@ -135,11 +138,13 @@ def saved_bytes(model: Model, run: Callable[[], Tensor]) -> tuple[Tensor, int]:
     return result, sum(storage.nbytes() for storage in storages.values())
 
 
-def _step(model: Model, tokens: Tensor) -> tuple[int, int, int]:
+def _step(model: Model, tokens: Tensor, landmarks: bool) -> tuple[int, int, int]:
     """Operations of the forward pass and of the whole step on ``tokens`` ``[batch, time]``, and bytes kept between."""
 
+    facts = Facts(landmarks=torch.zeros_like(tokens, dtype=torch.bool)) if landmarks else None
+
     def loss() -> Tensor:
-        output = model(tokens)
+        output = model(tokens, facts)
         cross_entropy = F.cross_entropy(output.logits.flatten(0, 1), tokens.flatten())
         return cross_entropy + sum(output.losses.values())
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from lcbench.dataset.insertion import Insertion
 
 #: the distribution that a model is trained on; every other name of a set of examples is an evaluation set
 TRAIN = "train"
@@ -27,6 +30,7 @@ class Batch:
         supervised: bool ``[batch, time]``, where the training loss looks.
         padding: bool ``[batch, time]``, True where ``tokens`` is padding, all of it on the right, or None.
         facts: per example ``[batch]`` or per position ``[batch, time]``: what results are grouped by.
+        landmarks: bool ``[batch, time]``, True where ``tokens`` is a landmark, or None: there are none.
         crossbatch: a pair a row, of how many earlier contexts of its own and of how many other rows' contexts layers
             with memory may read in it; None: rows are apart.
         continues: whether every row goes on where the same row of the batch before ended: a model's state is carried.
@@ -38,6 +42,7 @@ class Batch:
     supervised: Tensor
     padding: Tensor | None = None
     facts: dict[str, Tensor] = field(default_factory=dict)
+    landmarks: Tensor | None = None
     continues: bool = False
     crossbatch: tuple[tuple[int, int], ...] | None = None
 
@@ -95,6 +100,7 @@ class Batch:
             return torch.cat([widen(part, value) if part.dim() > 1 else part for part in parts])
 
         padding = [torch.zeros_like(b.scored) if b.padding is None else b.padding for b in batches]
+        landmarks = [torch.zeros_like(b.scored) if b.landmarks is None else b.landmarks for b in batches]
         return Batch(
             tokens=join([b.tokens for b in batches]),
             targets=join([b.targets for b in batches]),
@@ -102,6 +108,7 @@ class Batch:
             supervised=join([b.supervised for b in batches]),
             padding=join(padding, True) if ragged else None,
             facts={name: join([b.facts[name] for b in batches]) for name in batches[0].facts},
+            landmarks=None if all(b.landmarks is None for b in batches) else join(landmarks),
         )
 
 
@@ -110,6 +117,8 @@ class Dataset(Protocol):
 
     #: whether a batch may go on where the one before ended (``Batch.continues``)
     carries_state: bool
+    #: how landmarks are put into the batches of a task; None: there are none
+    insertion: Insertion | None
 
     def batch(self, index: int) -> Batch:
         """The ``index``-th training batch, from 0, whatever was asked for before."""

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lcbench.dataset.base import TRAIN, Batch
+from lcbench.dataset.insertion import Insertion
 from lcbench.errors import ConfigurationError
 
 #: a block holds at most this many examples, and about this many tokens
@@ -94,6 +95,8 @@ class Synthetic:
     """
 
     carries_state = False
+    #: how landmarks are put into batches; None: they have none
+    insertion: Insertion | None = None
 
     def __init__(
         self, task: Sampler, seed: int, batch_size: int, *, size: int | None = None, workers: int = 0

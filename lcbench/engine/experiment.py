@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lcbench.attention.base import Attention
 from lcbench.cost.analytic import Cost, estimate
 from lcbench.dataset.base import Dataset
 from lcbench.engine.reading import feeding_of
@@ -75,6 +76,14 @@ class Experiment:
         with torch.device("meta"):
             model = self.make_model()
         feeding_of(self.trainer, model)
+        if self.dataset.insertion is None and any(
+            isinstance(module, Attention) and module.needs_landmarks for module in model.modules()
+        ):
+            attention, dataset = (self.config[key]["_target_"].split(".")[-2] for key in ("attention", "dataset"))
+            raise ConfigurationError(
+                f"attention={attention} is full attention without landmarks, and dataset={dataset} has none; "
+                "take dataset=landmark."
+            )
         for encoding in _encodings(model):
             self._check_encoding(encoding, lengths, trained)
         return self
@@ -113,6 +122,7 @@ def cost_of(experiment: Experiment) -> Cost:
     return estimate(
         experiment.make_model,
         (settings.batch_size, experiment.task.token_length(TRAIN) - 1),
+        landmarks=experiment.dataset.insertion is not None,
         activation_dtype=torch.bfloat16 if settings.precision == "bf16-mixed" else torch.float32,
     )
 

@@ -45,4 +45,4 @@ def autocast(device: str, precision: str) -> AbstractContextManager[object]:
 def facts_of(batch: Batch) -> Facts:
     """What a model must know of a batch beyond its tokens."""
     crossbatch = None if batch.crossbatch is None else tuple(CrossBatch(*pair) for pair in batch.crossbatch)
-    return Facts(padding=batch.padding, crossbatch=crossbatch)
+    return Facts(padding=batch.padding, landmarks=batch.landmarks, crossbatch=crossbatch)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lcbench.attention.base import Attention
 from lcbench.conformance import LAWS, Certificate, certify
+from lcbench.conformance.computing import evaluation_equals_training
 from lcbench.errors import ConfigurationError
 from lcbench.position.base import LayerShape, PositionEncoding
 from tests.conformance import broken, layers
@@ -165,6 +166,15 @@ def test_a_broken_layer_fails_exactly_the_laws_it_breaks(kind: type[Attention]) 
 )
 def test_broken_dropout_fails(kind: type[Attention], failed: str) -> None:
     assert certify(partial(make, kind, dropout=0.1), length=LENGTH).failed == (failed,)
+
+
+def test_a_layer_may_say_that_its_evaluation_differs() -> None:
+    class Says(broken.DiffersInEvaluation):
+        evaluation_differs = True
+
+    certificate = certify(partial(make, Says), length=LENGTH, laws=(evaluation_equals_training,))
+    assert certificate.passed
+    assert "evaluation with gradients" in certificate.checks[0].detail
 
 
 def test_an_oracle_sees_a_wrong_gradient_and_a_wrong_output() -> None:
