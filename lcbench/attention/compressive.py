@@ -121,7 +121,8 @@ class Compressive(MultiHead):
                 "attention.compressed_memory=0."
             )
         refuse_absolute(position, f"attention.memory={memory}", "attention=sliding_window")
-        self.segment, self.memory, self.compressed_memory = segment, memory, compressed_memory
+        self.segment: int = segment
+        self.memory, self.compressed_memory = memory, compressed_memory
         self.windows = memory // segment  # segments in the memory
         self.slots = segment // rate  # of one segment
         #: segments before a segment that it sees something of, and one

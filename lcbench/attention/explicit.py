@@ -161,7 +161,7 @@ def attention_received(
         for block in run.blocks(q, keys.k):
             weighed = run.weigh(inputs, block, differentiable=False)
             counts = asked[block.batch, None, block.rows, None] & weighed.visible
-            total[block.of_keys] += weighed.weights.masked_fill(~counts, 0).sum(2)
+            total[block.of_keys] += weighed.normalised.weights.masked_fill(~counts, 0).sum(2)
     return total
 
 
