@@ -30,6 +30,7 @@ from lcbench.engine.run import LogFile, described
 from lcbench.errors import ConfigurationError
 from lcbench.logger.base import RunFacts
 from lcbench.results.evaluations import show_evaluation
+from lcbench.results.grid import grid_figure, grids_of
 from lcbench.results.record import RunFolder, hold, write_text
 from lcbench.results.runs import dotted
 from lcbench.schema import options_of
@@ -132,7 +133,20 @@ class _Evaluation:
                 with self.stop.finishing():
                     self._write_last()
         show_evaluation(self.console, self.path, self.result)
+        self._draw()
         return self.result
+
+    def _draw(self) -> None:
+        """The grid of length and depth beside the record, where there is one and the packages that draw it."""
+        for grid in grids_of(self.result):
+            for kind in ("svg", "png"):
+                path = self.path.with_name(f"{self.path.stem}{grid.base and f'-{grid.base}'}.{kind}")
+                try:
+                    grid_figure(grid, path)
+                except ConfigurationError as error:
+                    self.console.print(str(error), soft_wrap=True)
+                    return
+                self.console.print(f"figure {path}", soft_wrap=True)
 
     def _executed(self) -> int:
         """Does all the work and says in the record how it ended; returns the exit code for the logger."""
@@ -167,7 +181,7 @@ class _Evaluation:
         experiment = self.experiment
         # the config that the run was trained with stands in the run's own record
         facts = {key: value for key, value in described(experiment).items() if not key.startswith("config/")}
-        config = {key: experiment.config[key] for key in ("evaluation", "trainer")}
+        config = {key: experiment.config[key] for key in ("task", "evaluation", "trainer")}
         return {
             "status": "running",
             "error": None,

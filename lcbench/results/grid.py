@@ -12,7 +12,7 @@ from rich.table import Table
 from lcbench.errors import ConfigurationError
 from lcbench.results.metrics import more_is_better
 from lcbench.results.record import Score, scores_of
-from lcbench.results.table import human_bytes
+from lcbench.results.sizes import human_bytes
 from lcbench.task.cell import parse_cell
 
 
@@ -80,7 +80,8 @@ def _together(costs: list[dict[str, float]]) -> dict[str, float]:
 
 def grid_table(grid: Grid) -> Table:
     """A row a length, a column a depth: accuracy, its 95 % interval and how many were asked."""
-    title = f"accuracy by length and depth{f', {grid.base}' if grid.base else ''}"
+    base = f", {grid.base}" if grid.base else ""
+    title = f"accuracy by length and depth{base}, 95 % intervals"
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="bold")
     table.add_column("tokens", justify="right", no_wrap=True)
     for depth in grid.depths:
@@ -96,7 +97,7 @@ def grid_table(grid: Grid) -> Table:
                 cells.append("")
                 continue
             value, low, high = (100 * share for share in found)
-            cells.append(f"{value:.1f} % ({low:.1f} to {high:.1f}, n {grid.scores[length, depth].n})")
+            cells.append(f"{value:.1f} %\n{low:.1f} to {high:.1f}\nn {grid.scores[length, depth].n:,}")
         cost = grid.costs.get(length)
         if grid.costs:
             cells += (

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from lcbench.errors import ConfigurationError, closest
-from lcbench.results.runs import Run
+
+if TYPE_CHECKING:
+    from lcbench.results.runs import Run
 
 #: words in the names of metrics that are shares, and more of it is better
 SHARES = {"error": False, "accuracy": True, "exact_match": True, "recall": True, "f1": True}

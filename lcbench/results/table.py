@@ -10,7 +10,9 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from lcbench.results.grid import grid_table, grids_of
 from lcbench.results.record import Score, scores_of
+from lcbench.results.sizes import human_bytes
 
 
 def run_table(result: dict[str, Any]) -> Group:
@@ -73,13 +75,11 @@ def cost_table(result: dict[str, Any]) -> Table:
     return table
 
 
-def human_bytes(value: float) -> str:
-    """Bytes in powers of 1024."""
-    units = ["B", "KiB", "MiB", "GiB", "TiB"]
-    while abs(value) >= 1024 and len(units) > 1:
-        value /= 1024
-        units.pop(0)
-    return f"{value:,.0f} B" if units[0] == "B" else f"{value:,.1f} {units[0]}"
+def show_grids(console: Console, result: dict[str, Any]) -> None:
+    """Accuracy by length and depth, where a record has it."""
+    for grid in grids_of(result):
+        console.print()
+        console.print(grid_table(grid))
 
 
 def show_run(console: Console, result: dict[str, Any], folder: Path) -> None:
@@ -87,6 +87,7 @@ def show_run(console: Console, result: dict[str, Any], folder: Path) -> None:
     console.print()
     if result["status"] == "completed":
         console.print(run_table(result))
+        show_grids(console, result)
     else:
         console.print(f"{result['status']}: {result.get('error') or 'no scores yet'}", soft_wrap=True)
     console.print()
