@@ -57,5 +57,7 @@ def load(run: str | Path, checkpoint: str = "last", trust: bool = False) -> Trai
         raise ConfigurationError(f"{path} does not exist: the run has not got that far.")
     model = experiment.make_model()
     weights = load_checkpoint(path)["state_dict"]
-    model.load_state_dict({key.removeprefix("model."): value for key, value in weights.items()})
+    # beside the network's stand those of the objective's head
+    own = {key.removeprefix("model."): value for key, value in weights.items() if key.startswith("model.")}
+    model.load_state_dict(own)
     return Trained(model.eval(), experiment)

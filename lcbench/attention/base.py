@@ -205,6 +205,8 @@ class Attention(nn.Module, ABC):
 
     #: positions in the piece of a document that the mechanism treats as one unit; None: it has no such piece
     segment: int | None = None
+    #: names of the losses it returns in training
+    own_losses: tuple[str, ...] = ()
     #: whether it obeys ``Facts.together``
     reads_together: bool = False
 

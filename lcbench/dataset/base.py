@@ -107,6 +107,8 @@ class Dataset(Protocol):
 
     #: whether a batch may go on where the one before ended (``Batch.continues``)
     carries_state: bool
+    #: names that ``Batch.facts`` has beside those of the task
+    facts: tuple[str, ...]
 
     def batch(self, index: int) -> Batch:
         """The ``index``-th training batch, from 0, whatever was asked for before."""

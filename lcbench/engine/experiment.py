@@ -69,6 +69,7 @@ class Experiment:
         with torch.device("meta"):
             model = self.make_model()
         feeding_of(self.trainer, model)
+        self.objective.check(model, self.dataset)
         for encoding in _encodings(model):
             self._check_encoding(encoding, lengths)
         return self

@@ -211,7 +211,6 @@ class _Run:
             max_steps=settings.max_steps,
             max_epochs=-1,
             accumulate_grad_batches=settings.accumulate,
-            gradient_clip_val=self.experiment.optimizer.clip_norm,
             deterministic=settings.deterministic,
             callbacks=callbacks,
             logger=False,
@@ -250,6 +249,8 @@ class _Run:
                 seed=evaluation.seed,
                 device=experiment.trainer.device,
                 precision=experiment.trainer.precision,
+                objective=experiment.objective,
+                segment=evaluation.segment,
                 tick=self._tick,
             )
             scores |= {f"scores/{name}/{metric}": value for metric, value in found.items()}
