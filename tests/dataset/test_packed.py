@@ -97,7 +97,7 @@ def test_examples_that_share_words_come_together() -> None:
 
 
 def test_sizes_that_do_not_divide_are_refused() -> None:
-    with pytest.raises(ConfigurationError, match="dataset.size=30 .* dataset.size=32"):
+    with pytest.raises(ConfigurationError, match=r"dataset.size=30 .* dataset.size=32"):
         Packed(FlipFlop(length=16), 0, 8, size=30)
     with pytest.raises(ConfigurationError, match="closest that works is 1"):
         Packed(FlipFlop(length=16), 0, 8, size=32, nearest=0)

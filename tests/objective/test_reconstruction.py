@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ from tests.conftest import TINY
 
 
 class Compressor(nn.Linear):
-    own_group = {"weight": {"clip": "compressor"}}
+    own_group: ClassVar[dict[str, Any]] = {"weight": {"clip": "compressor"}}
 
 
 class Compressing(Full):
@@ -57,7 +57,7 @@ def trained(weight: float, clip_norm: float | None, steps: int = 3) -> dict[str,
         tokens = torch.randint(5, (4, 8), generator=generator)
         everywhere = torch.ones_like(tokens, dtype=torch.bool)
         output = model(tokens)
-        losses = objective(output, Batch(tokens, tokens, everywhere, everywhere), Step(0.0, lambda: output))
+        losses = objective(output, Batch(tokens, tokens, everywhere, everywhere), Step(0.0, pytest.fail))
         optimizer.zero_grad()
         torch.stack(list(losses.values())).sum().backward()
         recipe.clip(optimizer.param_groups)
@@ -125,5 +125,5 @@ def test_a_network_without_losses_is_refused() -> None:
 
     with pytest.raises(ConfigurationError, match=r"objective=reconstruction: no layer .* objective=next_token"):
         build(compose([*TINY, "objective=reconstruction"]))
-    with pytest.raises(ConfigurationError, match="objective.weight=-1"):
+    with pytest.raises(ConfigurationError, match=r"objective.weight=-1"):
         Reconstruction(weight=-1.0)

@@ -342,7 +342,13 @@ def test_values_out_of_range_are_refused(options: dict[str, Any]) -> None:
     "words",
     [
         ("objective.memory=local",),
-        ("objective.memory=long", "dataset=segments", "dataset.tokens=5", "trainer.batch_size=6", "evaluation.segment=5"),
+        (
+            "objective.memory=long",
+            "dataset=segments",
+            "dataset.tokens=5",
+            "trainer.batch_size=6",
+            "evaluation.segment=5",
+        ),
         ("objective.memory=external", "dataset=packed", "dataset.size=32"),
     ],
 )
