@@ -110,6 +110,11 @@ class Dataset(Protocol):
     #: names that ``Batch.facts`` has beside those of the task
     facts: tuple[str, ...]
 
+    @property
+    def longest(self) -> int:
+        """Positions in the longest row of a batch."""
+        ...
+
     def batch(self, index: int) -> Batch:
         """The ``index``-th training batch, from 0, whatever was asked for before."""
         ...

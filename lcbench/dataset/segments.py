@@ -73,6 +73,10 @@ class Segments(Synthetic):
         self.segments = together
         self._whole: tuple[int, Batch] | None = None
 
+    @property
+    def longest(self) -> int:
+        return self.tokens
+
     def batch(self, index: int) -> Batch:
         """The ``index``-th training batch, from 0: ``segments`` rows of each of its examples."""
         number, group = divmod(index, self.pieces // self.segments)

@@ -115,6 +115,11 @@ class Synthetic:
         self._fixed: Batch | None = None
         self._order: tuple[int, np.ndarray] | None = None
 
+    @property
+    def longest(self) -> int:
+        """See ``Dataset.longest``: the last token of an example is only ever predicted."""
+        return self.examples.task.token_length(TRAIN) - 1
+
     def batch(self, index: int) -> Batch:
         """The ``index``-th training batch, from 0."""
         if self.size is None:

@@ -51,13 +51,13 @@ from lcbench.units import Length
 #: similarities held at once
 BLOCK = 2**22
 
-#: which memories queries ``start`` to ``stop - 1`` see: bool ``[groups, stop - start, memories]``
-Visible = Callable[[int, int], Tensor]
+#: which of the first ``held`` memories queries ``start`` to ``stop - 1`` see: bool ``[groups, stop - start, held]``
+Visible = Callable[[int, int, int], Tensor]
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where queries or memories stand: each ``[groups, any]``, int64."""
+    """Where queries or memories stand: each ``[groups, any]``, int32."""
 
     row: Tensor
     time: Tensor
@@ -77,16 +77,19 @@ class MemorySums(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, wanted: Tensor, labels: Tensor, visible: Visible
+        ctx: Any, q: Tensor, k: Tensor, wanted: Tensor, labels: Tensor, visible: Visible, in_order: bool
     ) -> tuple[Tensor, Tensor]:
-        """``q`` ``[groups, queries, d]``, ``k`` ``[groups, memories, d]``, their tokens ``[groups, any]``."""
+        """``q`` ``[groups, queries, d]``, ``k`` ``[groups, memories, d]``, their tokens ``[groups, any]``.
+
+        ``in_order``: query i sees nothing from memory i on.
+        """
         every, alike = (torch.full(q.shape[:2], -torch.inf, dtype=q.dtype, device=q.device) for _ in range(2))
-        for start, stop in _blocks(q, k.shape[1]):
-            s, same = _scores(q, k, wanted, labels, visible, start, stop)
+        for start, stop, held in _blocks(q, k, in_order):
+            s, same = _scores(q, k[:, :held], wanted, labels[:, :held], visible, start, stop)
             every[:, start:stop] = s.logsumexp(-1)
             alike[:, start:stop] = same.logsumexp(-1)
         ctx.save_for_backward(q, k, wanted, labels, every, alike)
-        ctx.visible = visible
+        ctx.visible, ctx.in_order = visible, in_order
         return every, alike
 
     @staticmethod
@@ -96,15 +99,15 @@ class MemorySums(torch.autograd.Function):
         q_gradient, k_gradient = torch.zeros_like(q), torch.zeros_like(k)
         # of no memory, e^{-inf - 0} = 0
         every, alike = (sums.masked_fill(sums.isinf(), 0.0) for sums in (every, alike))
-        for start, stop in _blocks(q, k.shape[1]):
-            s, same = _scores(q, k, wanted, labels, ctx.visible, start, stop)
-            part = slice(start, stop)
+        for start, stop, held in _blocks(q, k, ctx.in_order):
+            known, part = k[:, :held], slice(start, stop)
+            s, same = _scores(q, known, wanted, labels[:, :held], ctx.visible, start, stop)
             change = (s - every[:, part, None]).exp_() * every_gradient[:, part, None]
             change += (same - alike[:, part, None]).exp_() * alike_gradient[:, part, None]
             change *= q.shape[-1] ** -0.5  # [groups, block, memories]
-            q_gradient[:, part] = change @ k
-            k_gradient += change.transpose(1, 2) @ q[:, part]
-        return q_gradient, k_gradient, None, None, None
+            q_gradient[:, part] = change @ known
+            k_gradient[:, :held] += change.transpose(1, 2) @ q[:, part]
+        return q_gradient, k_gradient, None, None, None, None
 
 
 def _scores(
@@ -112,14 +115,16 @@ def _scores(
 ) -> tuple[Tensor, Tensor]:
     """``s`` of a block of queries, -inf where not visible; the same, -inf where the tokens differ as well."""
     s = q[:, start:stop] @ k.transpose(1, 2) * q.shape[-1] ** -0.5  # [groups, block, memories]
-    s = s.masked_fill_(~visible(start, stop), -torch.inf)
+    s = s.masked_fill_(~visible(start, stop, k.shape[1]), -torch.inf)
     return s, s.masked_fill(wanted[:, start:stop, None] != labels[:, None], -torch.inf)
 
 
-def _blocks(q: Tensor, memories: int) -> list[tuple[int, int]]:
-    groups, queries, _ = q.shape
+def _blocks(q: Tensor, k: Tensor, in_order: bool) -> list[tuple[int, int, int]]:
+    """First and last query of each block, and how many memories it may see."""
+    (groups, queries, _), memories = q.shape, k.shape[1]
     size = max(1, BLOCK // max(1, groups * memories))
-    return [(start, min(start + size, queries)) for start in range(0, queries, size)] if memories else []
+    ends = [(start, min(start + size, queries)) for start in range(0, queries, size)]
+    return [(start, stop, min(stop, memories) if in_order else memories) for start, stop in ends] if memories else []
 
 
 @dataclass(frozen=True)
@@ -212,35 +217,49 @@ class Trime(Objective):
         """``log sum e^{s_j}`` over all memories and over those of the target, ``[supervised]`` each."""
         tokens, known = _followers(batch)
         places = _places(batch)
-        if self.memory == "local":
-            # a group is a row
-            queries, wanted, asked = wide(keys), batch.targets, places
-            remembered, labels, held = queries, tokens, places
+        in_order = self.memory != "external"
+        if in_order:
+            # a document is a group, its segments one after the other; for local memory every row is one
+            table = _rows_of_documents(batch, apart=self.memory == "local")  # [groups, rows]
+
+            def grouped(tensor: Tensor) -> Tensor:
+                return tensor[table.clamp_min(0)].flatten(1, 2)  # [groups, rows * time, ...]
+
+            queries, wanted, asked = wide(grouped(keys)), grouped(batch.targets), places.map(grouped)
+            remembered, labels, held = queries, grouped(tokens), asked
+            there = grouped(known) & (table >= 0).repeat_interleave(batch.tokens.shape[1], 1)
         else:
             # all rows are one group, of supervised queries and known pairs
-            def asking(tensor: Tensor) -> Tensor:
-                return tensor[batch.supervised][None]
-
-            def holding(tensor: Tensor) -> Tensor:
-                return tensor[known][None]
-
-            queries, wanted, asked = wide(asking(keys)), asking(batch.targets), places.map(asking)
-            remembered, labels, held = wide(holding(keys)), holding(tokens), places.map(holding)
+            queries, wanted, asked = (
+                wide(keys[batch.supervised][None]),
+                batch.targets[batch.supervised][None],
+                places.map(lambda tensor: tensor[batch.supervised][None]),
+            )
+            remembered, labels, held = (
+                wide(keys[known][None]),
+                tokens[known][None],
+                places.map(lambda tensor: tensor[known][None]),
+            )
         if self.detach_memory:
             remembered = remembered.detach()
 
-        def visible(start: int, stop: int) -> Tensor:
-            query, memory = asked.map(lambda t: t[:, start:stop, None]), held.map(lambda t: t[:, None])
-            earlier = (query.row == memory.row) & (memory.time < query.time)
-            if self.memory == "local":
-                return earlier & known[:, None]
-            same = query.document == memory.document
-            if self.memory == "long":
-                return earlier | (same & (memory.segment < query.segment))
-            return ~same if drop_local else earlier | ~same
+        def visible(start: int, stop: int, count: int) -> Tensor:
+            query, memory = asked.map(lambda t: t[:, start:stop, None]), held.map(lambda t: t[:, None, :count])
+            others = memory.segment < query.segment if in_order else memory.document != query.document
+            if self.memory == "external" and drop_local:
+                return others
+            seen = others | ((query.row == memory.row) & (memory.time < query.time))
+            return seen & there[:, None, :count] if in_order else seen
 
-        every, alike = MemorySums.apply(queries, remembered, wanted, labels, visible)
-        return (every[batch.supervised], alike[batch.supervised]) if self.memory == "local" else (every[0], alike[0])
+        every, alike = MemorySums.apply(queries, remembered, wanted, labels, visible, in_order)
+        if not in_order:
+            return every[0], alike[0]
+
+        def scattered(sums: Tensor) -> Tensor:
+            rows = sums.unflatten(1, (table.shape[1], -1))[table >= 0]  # [batch, time], by document
+            return rows[table[table >= 0].argsort()][batch.supervised]
+
+        return scattered(every), scattered(alike)
 
     def predict(
         self, output: ModelOutput, tokens: Tensor, facts: Facts, memory: State | None = None
@@ -293,13 +312,34 @@ class Trime(Objective):
 def _places(batch: Batch) -> Places:
     """Of all positions of a batch, ``[batch, time]`` each."""
     rows, times = batch.tokens.shape
-    row = torch.arange(rows, device=batch.tokens.device)
+    row = torch.arange(rows, dtype=torch.int32, device=batch.tokens.device)
 
     def fact(name: str) -> Tensor:
-        return batch.facts.get(name, row)[:, None].expand(rows, times)
+        # the numbers of documents may be large: which are the same is all that counts
+        numbers = batch.facts[name].unique(return_inverse=True)[1].int() if name in batch.facts else row
+        return numbers[:, None].expand(rows, times)
 
-    time = torch.arange(times, device=row.device).expand(rows, times)
+    time = torch.arange(times, dtype=torch.int32, device=row.device).expand(rows, times)
     return Places(row[:, None].expand(rows, times), time, fact("document"), fact("segment"))
+
+
+def _rows_of_documents(batch: Batch, apart: bool) -> Tensor:
+    """The rows of each document in the order of their segments, -1 where others have more: ``[documents, rows]``.
+
+    ``apart``: every row is a document of its own.
+    """
+    rows = torch.arange(len(batch), device=batch.tokens.device)
+    if apart:
+        return rows[:, None]
+    documents, which = batch.facts["document"].unique(return_inverse=True)
+    order = batch.facts["segment"].argsort(stable=True)
+    order = order[which[order].argsort(stable=True)]
+    which = which[order]
+    counts = which.bincount(minlength=len(documents))
+    place = rows - (counts.cumsum(0) - counts)[which]
+    table = rows.new_full((len(documents), int(counts.max())), -1)
+    table[which, place] = order
+    return table
 
 
 def _followers(batch: Batch) -> tuple[Tensor, Tensor]:

@@ -73,6 +73,7 @@ def loss_of(objective: Trime, given: ModelOutput, data: Batch) -> Tensor:
 CASES: list[tuple[dict[str, Any], dict[str, list[int]]]] = [
     ({"memory": "local"}, {}),
     ({"memory": "long"}, {"document": [7, 3, 7, 7, 3], "segment": [1, 0, 0, 2, 2]}),
+    ({"memory": "long"}, {"document": [2, 2, 2, 2, 2], "segment": [1, 0, 1, 2, 0]}),
     ({"memory": "external", "drop_local": 0.0}, {"document": [0, 1, 2, 1, 4]}),
     ({"memory": "external", "drop_local": 1.0}, {"document": [0, 1, 2, 1, 4]}),
 ]
@@ -106,7 +107,9 @@ def test_gradients_of_the_sums_are_right_where_some_see_nothing() -> None:
     seen[0, 1] = False
 
     def finite(*inputs: Tensor) -> tuple[Tensor, ...]:
-        every, alike = MemorySums.apply(*inputs, wanted, labels, lambda start, stop: seen[:, start:stop])
+        every, alike = MemorySums.apply(
+            *inputs, wanted, labels, lambda start, stop, held: seen[:, start:stop, :held], False
+        )
         return every.exp(), alike.exp()
 
     assert torch.autograd.gradcheck(finite, (q, k))

@@ -60,6 +60,7 @@ def memory_of(
                     goes_on = documents[next_] == documents[other] and segments[next_] == segments[other] + 1
                     if kind == "long" and goes_on and tokens[next_]:
                         follower = tokens[next_][0]
+                        break
             if follower is not None:
                 found.append((keys[other, at], follower))
     return found
