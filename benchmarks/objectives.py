@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import resource
 import statistics
 import time
 
 import torch
 
 from lcbench.attention.full import Full
+from lcbench.cost.memory import peak_memory_bytes, reset_peak_memory
 from lcbench.dataset.base import Batch
 from lcbench.model.decoder import Decoder
 from lcbench.objective.base import Objective, Step
@@ -60,9 +60,11 @@ def peak(name: str, rows: int, tokens: int) -> float:
     """MiB that the resident set grew by."""
     torch.set_num_threads(1)
     model, batch = setting(rows, tokens)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    device = torch.device("cpu")
+    reset_peak_memory(device)
+    before = peak_memory_bytes(device)
     step(model, batch, OBJECTIVES[name])
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return (peak_memory_bytes(device) - before) / 2**20
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ import torch
 
 from lcbench.dataset.base import Batch
 from lcbench.dataset.segments import Segments
+from lcbench.dataset.stream import Stream
 from lcbench.dataset.synthetic import Synthetic
 from lcbench.errors import ConfigurationError
 from lcbench.task.counting import Counting
@@ -57,6 +58,15 @@ def test_workers_deliver_the_same() -> None:
     for a, b in zip(alone.loader(2, 9), helped.loader(2, 9), strict=True):
         assert torch.equal(a.tokens, b.tokens)
         assert all(torch.equal(a.facts[name], b.facts[name]) for name in alone.facts)
+
+
+@pytest.mark.parametrize(("tokens", "rows"), [(5, 5), (4, 4), (40, 15)])
+def test_the_longest_row_is_known(tokens: int, rows: int) -> None:
+    for dataset in (
+        Segments(FlipFlop(length=16), 0, 12, tokens=tokens),
+        Stream(FlipFlop(length=16), 0, 4, tokens=tokens),
+    ):
+        assert dataset.longest == dataset.batch(0).tokens.shape[1] == rows
 
 
 @pytest.mark.parametrize(

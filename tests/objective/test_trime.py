@@ -306,6 +306,24 @@ def test_keys_are_what_the_last_feed_forward_network_reads() -> None:
         assert torch.equal(model(torch.randint(5, (2, 8))).keys, read[0])
 
 
+@pytest.mark.parametrize("model", ["lstm", "recurrent_memory"])
+def test_every_network_has_keys(model: str) -> None:
+    words = [*TINY, f"model={model}", "position=rope"]
+    words = [word for word in words if not (model == "lstm" and word.startswith(("model.n_heads", "position")))]
+    found = lcbench.build_model(words).eval()(torch.randint(5, (2, 8)))
+    assert found.keys.shape == found.hidden.shape
+    assert torch.equal(found.keys, found.hidden) == (model == "lstm")
+
+
+def test_a_table_of_positions_need_only_hold_a_segment(run_here) -> None:  # type: ignore[no-untyped-def]
+    words = ("dataset=segments", "dataset.tokens=5", "trainer.batch_size=6", "evaluation.segment=5")
+    table = ("position=absolute_learned", "position.max_length=5")
+    result, _, _ = run_here("objective=trime", "objective.memory=long", *words, *table)
+    assert result["status"] == "completed", result["error"]
+    with pytest.raises(ConfigurationError, match="evaluation set"):
+        run_here("objective=trime", *words[:-1], *table)
+
+
 def test_a_network_is_scored_by_its_objective() -> None:
     """Whole, and in segments that the network reads alone; the plain objective takes the logits."""
     model = lcbench.build_model([*TINY, "task.length=16"]).eval()
