@@ -19,6 +19,7 @@ EXPERIMENTS = list(choices_of("experiment", DIRECTORIES))
 NEEDS = {
     ("position", "absolute_learned"): ["evaluation.sets=[in_distribution]"],
     ("attention", "landmark"): ["dataset=landmark"],
+    ("objective", "reconstruction"): ["attention=compressive", "position=rope"],
 }
 
 #: shrinks any experiment to seconds without touching what it is about

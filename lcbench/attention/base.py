@@ -246,6 +246,8 @@ class Attention(nn.Module, ABC):
     #: numbers that a layer carries for one sequence of T tokens, in the literature's symbols: H heads of dk (keys) and
     #: dv (values), d the width
     footprint: str = ""
+    #: names of the losses it returns in training
+    own_losses: tuple[str, ...] = ()
     #: whether it obeys ``Facts.together``
     reads_together: bool = False
     #: whether evaluation reads otherwise than training, by definition and not because of dropout

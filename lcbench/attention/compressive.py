@@ -26,8 +26,8 @@ in the plain Euclidean norm, without positions or causal mask, as the mean over 
 
 Nothing is detached but in that loss: the engine detaches states between calls. Fed one segment a call, f_c so learns
 from its loss alone, and the network from its task alone, as in the paper; fed several, f_c also gets the task's
-gradient. f_c and g are parameter groups of their own, so that their gradients can be clipped apart; an optimizer's
-``clip_norm`` clips all gradients by one norm, through which a large reconstruction loss slows the network down.
+gradient. f_c and g are parameter groups of their own and are clipped by a norm of their own: one norm over everything
+would let a large reconstruction loss slow the network down.
 """
 
 from __future__ import annotations
@@ -132,6 +132,7 @@ class Compressive(MultiHead):
         if isinstance(self.compressor, Convolution) and reconstruction != "none":
             attends = reconstruction == "attention"
             self.reconstruction = AttentionError() if attends else CodingError(shape.d_model, rate)
+            self.own_losses = ("compressive_reconstruction",)
 
     def forward(self, x: Tensor, context: Context, state: State | None = None) -> AttentionOutput:
         """Read ``x`` ``[batch, time, d_model]``; ``state`` is a ``CompressiveState``."""
@@ -394,11 +395,11 @@ _COMPRESSORS = {"mean": Mean, "max": Max, "conv": Convolution, "most_used": Most
 
 
 class OwnGroup(nn.Linear):
-    """A linear map whose parameters are a group of the optimizer apart from the network's."""
+    """A linear map whose parameters are a group of the optimizer apart from the network's, clipped by its own norm."""
 
     def __init__(self, width: int, into: int) -> None:
         super().__init__(width, into)
-        self.own_group: dict[str, dict[str, float]] = {"weight": {}, "bias": {}}
+        self.own_group = {"weight": {"clip": "compressor"}, "bias": {"clip": "compressor"}}
 
 
 @dataclass(frozen=True)

@@ -119,6 +119,13 @@ class Dataset(Protocol):
     carries_state: bool
     #: how landmarks are put into the batches of a task; None: there are none
     insertion: Insertion | None
+    #: names that ``Batch.facts`` has beside those of the task
+    facts: tuple[str, ...]
+
+    @property
+    def longest(self) -> int:
+        """Positions in the longest row of a batch."""
+        ...
 
     def batch(self, index: int) -> Batch:
         """The ``index``-th training batch, from 0, whatever was asked for before."""

@@ -51,6 +51,10 @@ class Stream(Synthetic):
         self.pieces = -(-self.time // tokens)
         self._whole: tuple[int, Batch] | None = None
 
+    @property
+    def longest(self) -> int:
+        return min(self.tokens, self.time)
+
     def batch(self, index: int) -> Batch:
         """The ``index``-th training batch, from 0: a piece of ``batch_size`` examples."""
         number, piece = divmod(index, self.pieces)

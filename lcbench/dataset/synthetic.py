@@ -97,6 +97,7 @@ class Synthetic:
     carries_state = False
     #: how landmarks are put into batches; None: they have none
     insertion: Insertion | None = None
+    facts: tuple[str, ...] = ()
 
     def __init__(
         self, task: Sampler, seed: int, batch_size: int, *, size: int | None = None, workers: int = 0
@@ -117,11 +118,24 @@ class Synthetic:
         self._fixed: Batch | None = None
         self._order: tuple[int, np.ndarray] | None = None
 
+    @property
+    def longest(self) -> int:
+        """See ``Dataset.longest``: the last token of an example is only ever predicted."""
+        return self.examples.task.token_length(TRAIN) - 1
+
     def batch(self, index: int) -> Batch:
         """The ``index``-th training batch, from 0."""
+        if self.size is None:
+            first = index * self.batch_size
+            return self.examples.take(first, first + self.batch_size)
+        rows = torch.from_numpy(self.numbers(index))
+        return self._fixed_set(self.size).select(rows).map(widen)
+
+    def numbers(self, index: int) -> np.ndarray:
+        """Which examples of the stream or the fixed set batch ``index`` holds, int64 ``[batch_size]``."""
         first = index * self.batch_size
         if self.size is None:
-            return self.examples.take(first, first + self.batch_size)
+            return np.arange(first, first + self.batch_size)
         parts = []
         stop = first + self.batch_size
         while first < stop:
@@ -129,8 +143,7 @@ class Synthetic:
             last = min(place + stop - first, self.size)
             parts.append(self._epoch_order(epoch, self.size)[place:last])
             first += last - place
-        rows = torch.from_numpy(np.concatenate(parts))
-        return self._fixed_set(self.size).select(rows).map(widen)
+        return np.concatenate(parts)
 
     def loader(self, start: int = 0, stop: int | None = None) -> Loader:
         """Batches ``start`` to ``stop - 1``, or without end; drawn by worker processes if there are any."""

@@ -99,11 +99,10 @@ class Curves(pl.Callback):
         if step == self.step:  # this batch's gradient waits for others
             return
         self.step = step
-        last = step >= settings.max_steps
-        light = bool(settings.evaluate_every) and (step % settings.evaluate_every == 0 or last)
+        light = settings.evaluates_light(step)
         if light:
             self._evaluate(trainer, module)
-        if light or step % settings.log_every == 0 or last:
+        if settings.writes_row(step):
             self._row(module, step, light)
 
     def _evaluate(self, trainer: pl.Trainer, module: TrainingModule) -> None:
@@ -118,6 +117,8 @@ class Curves(pl.Callback):
             seed=evaluation.seed,
             device=module.device.type,
             precision=self.experiment.trainer.precision,
+            objective=self.experiment.objective,
+            segment=evaluation.segment,
         )
         self.error = scores[task.headline]
         threshold = self.experiment.trainer.stop_at_error
@@ -145,6 +146,8 @@ class Curves(pl.Callback):
             csv.DictWriter(file, self.columns, restval="").writerow(row)
         self.progress.step(step, row["loss"], self.error, row["tokens_per_second"])
         metrics = {f"train/{k}": v for k, v in row.items() if k not in ("step", "evaluation_error")}
+        if len(module.losses) > 1:
+            metrics |= {f"train/loss/{name}": float(value) for name, value in module.losses.items()}
         metrics |= {f"measures/{name}": value for name, value in module.measured().items()}
         if "evaluation_error" in row:
             metrics["evaluation/error"] = row["evaluation_error"]
@@ -239,7 +242,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 def network_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
     """The network's part of a checkpoint's content."""
-    return {key.removeprefix("model."): value for key, value in checkpoint["state_dict"].items()}
+    weights = checkpoint["state_dict"]
+    # beside the network's stand those of the objective's head
+    return {key.removeprefix("model."): value for key, value in weights.items() if key.startswith("model.")}
 
 
 def newest_checkpoint(folder: RunFolder, say: Callable[[str], None]) -> tuple[Path | None, dict[str, Any]]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from lcbench.attention.base import State
 from lcbench.dataset.base import Batch
 from lcbench.dataset.synthetic import evaluation_batches
 from lcbench.engine.experiment import Experiment
@@ -14,6 +15,7 @@ from lcbench.engine.progress import Progress
 from lcbench.engine.streaming import stream_score
 from lcbench.engine.tally import Tally, autocast, facts_of
 from lcbench.model.base import Model
+from lcbench.objective.base import Objective
 from lcbench.task.base import Task
 
 
@@ -26,12 +28,16 @@ def score(
     batch_size: int,
     seed: int,
     device: str,
+    objective: Objective,
     precision: str = "32",
+    segment: int | None = None,
     tick: Callable[[int], None] = lambda done: None,
 ) -> dict[str, float]:
     """Score ``model`` on the first ``examples`` of an evaluation set.
 
     Args:
+        objective: what ``model`` was trained on: makes predictions of its outputs.
+        segment: tokens read at once, each segment by itself, with the objective's memory carried; None: all of them.
         tick: called with the number of examples done after every batch.
 
     Returns:
@@ -43,14 +49,27 @@ def score(
     try:
         with torch.inference_mode(), autocast(device, precision):
             for batch in _on(device, evaluation_batches(task, evaluation_set, examples, batch_size, seed)):
-                # teacher forcing, greedy: [batch, time]
-                predictions = model(batch.tokens, facts_of(batch)).logits.argmax(-1)
+                predictions = predicted(model, objective, batch, segment)
                 for name, outcomes in task.outcomes(batch, predictions).items():
                     tallies.setdefault(name, Tally()).add(outcomes)
                 tick(len(batch))
     finally:
         model.train(was_training)
     return {k: v for name, tally in tallies.items() for k, v in tally.record(name).items()}
+
+
+def predicted(model: Model, objective: Objective, batch: Batch, segment: int | None = None) -> torch.Tensor:
+    """The likeliest token at every position, teacher forcing: int64 ``[batch, time]``; for arguments see ``score``."""
+    tokens, facts = batch.tokens, facts_of(batch)
+    memory: State | None = None
+    parts = []
+    size = segment or tokens.shape[1]
+    for start in range(0, tokens.shape[1], size):
+        piece = tokens[:, start : start + size]
+        known = facts.map(lambda tensor, start=start: tensor[:, start : start + size])  # type: ignore[misc]
+        scores, memory = objective.predict(model(piece, known), piece, known, memory)
+        parts.append(scores.argmax(-1))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
 def scored_sets(
@@ -83,6 +102,7 @@ def scored_sets(
             "seed": evaluation.seed,
             "device": settings.device,
             "precision": settings.precision,
+            "objective": experiment.objective,
             "tick": tick,
         }
         costs: dict[str, float] = {}
@@ -93,7 +113,7 @@ def scored_sets(
             scores, costs = streamed.scores, streamed.costs
         else:
             progress.begin(f"scoring {name}", evaluation.examples)
-            scores = score(model, experiment.task, name, **options)
+            scores = score(model, experiment.task, name, segment=evaluation.segment, **options)
         yield (
             name,
             {

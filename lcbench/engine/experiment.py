@@ -72,7 +72,7 @@ class Experiment:
         Raises:
             ConfigurationError: if they do not.
         """
-        lengths = {name: self.task.token_length(name) for name in [TRAIN, *self.evaluation_sets()]}
+        lengths = {name: self._token_length(name) for name in [TRAIN, *self.evaluation_sets()]}
         with torch.device("meta"):
             model = self.make_model()
         feeding_of(self.trainer, model)
@@ -84,9 +84,17 @@ class Experiment:
                 f"attention={attention} is full attention without landmarks, and dataset={dataset} has none; "
                 "take dataset=landmark."
             )
+        self.objective.check(model, self.dataset)
         for encoding in _encodings(model):
             self._check_encoding(encoding, lengths, trained)
         return self
+
+    def _token_length(self, name: str) -> int:
+        """Tokens of the longest sequence of a set that the network reads, the one it only predicts included."""
+        length = self.task.token_length(name)
+        if name == TRAIN:
+            return length if self.dataset.carries_state else self.dataset.longest + 1
+        return length if self.evaluation.segment is None else min(length, self.evaluation.segment + 1)
 
     def _check_encoding(self, encoding: PositionEncoding, lengths: dict[str, int], trained: bool) -> None:
         name = self.config["position"]["_target_"].split(".")[-2]
@@ -117,11 +125,11 @@ class Experiment:
 
 
 def cost_of(experiment: Experiment) -> Cost:
-    """What one batch of the longest training examples costs, from shapes alone."""
+    """What one batch of the longest training rows costs, from shapes alone."""
     settings = experiment.trainer
     return estimate(
         experiment.make_model,
-        (settings.batch_size, experiment.task.token_length(TRAIN) - 1),
+        (settings.batch_size, experiment.dataset.longest),
         landmarks=experiment.dataset.insertion is not None,
         activation_dtype=torch.bfloat16 if settings.precision == "bf16-mixed" else torch.float32,
     )

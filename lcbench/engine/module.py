@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from lcbench.attention.base import unpacked
@@ -16,6 +16,7 @@ from lcbench.engine.experiment import Experiment
 from lcbench.engine.reading import feeding_of
 from lcbench.engine.tally import facts_of
 from lcbench.model.base import Model, ModelOutput, ModelState
+from lcbench.objective.base import Step
 
 
 class DivergenceError(RuntimeError):
@@ -40,19 +41,28 @@ class TrainingModule(pl.LightningModule):
         )
         self.first_batch = first_batch
         self.feeding = feeding_of(experiment.trainer, model)
+        self.head = experiment.objective.head(model)
         # after the last batch, for one that goes on where it ended
         self.state: ModelState | None = None
         self.measures: dict[str, Tensor] = {}
+        self.losses: dict[str, Tensor] = {}
         self.last_finite_loss = float("nan")
         self.tokens_seen = 0
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         state = self.state if batch.continues else None
-        output = self.feeding(self.training_pass, batch.tokens, facts_of(batch), state)
+
+        def read() -> ModelOutput:
+            return self.feeding(self.training_pass, batch.tokens, facts_of(batch), state)
+
+        output = read()
         if self.experiment.dataset.carries_state:
             self.state = output.state.detach()
+        objective, settings = self.experiment.objective, self.experiment.trainer
         self.measures = output.measures
-        losses = self.experiment.objective(output, batch)
+        if settings.writes_row(self.global_step + 1):
+            self.measures = {**self.measures, **objective.measures(output, batch)}
+        losses = objective(output, batch, Step(self.global_step / settings.max_steps, read, self.head))
         loss = torch.stack(list(losses.values())).sum()
         self._stop_unless_finite(loss)
         self.tokens_seen += batch.tokens.numel()
@@ -74,7 +84,7 @@ class TrainingModule(pl.LightningModule):
         self.last_finite_loss = value
 
     def measured(self) -> dict[str, float]:
-        """What the network's memories say of the last batch: ``layer_1/gate/head_0`` and the like."""
+        """What network and objective say of the last batch: ``layer_1/gate/head_0``, ``keys/mean_cosine``."""
         found = {}
         for name, value in self.measures.items():
             if value.dim() == 0:
@@ -85,7 +95,8 @@ class TrainingModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         recipe, steps = self.experiment.optimizer, self.experiment.trainer.max_steps
-        optimizer, schedule = recipe.build(self.model, steps)
+        trained = self.model if self.head is None else nn.ModuleList([self.model, self.head])
+        optimizer, schedule = recipe.build(trained, steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _follow_schedule(self) -> None:
@@ -100,6 +111,9 @@ class TrainingModule(pl.LightningModule):
             parts = zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True)
             for group, base, factor in parts:
                 group["lr"] = base * factor(schedule.last_epoch)
+
+    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
+        self.experiment.optimizer.clip(optimizer.param_groups)
 
     def train_dataloader(self) -> Iterable[Batch]:
         return self.experiment.dataset.loader(self.first_batch, None)

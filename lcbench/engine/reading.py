@@ -81,6 +81,7 @@ def _joined(outputs: list[ModelOutput]) -> ModelOutput:
         logits=torch.cat([output.logits for output in outputs], 1),
         state=outputs[-1].state,
         hidden=torch.cat([output.hidden for output in outputs], 1),
+        keys=torch.cat([output.keys for output in outputs], 1),
         losses=losses,
         measures=outputs[-1].measures,
     )

@@ -254,7 +254,6 @@ class _Run:
             max_steps=settings.max_steps,
             max_epochs=-1,
             accumulate_grad_batches=settings.accumulate,
-            gradient_clip_val=self.experiment.optimizer.clip_norm,
             deterministic=settings.deterministic,
             callbacks=callbacks,
             # one process on one device, wherever it runs: under SLURM Lightning would requeue the job itself

@@ -86,6 +86,14 @@ class Trainer:
         self.log_every, self.evaluate_every, self.checkpoint_every = log_every, evaluate_every, checkpoint_every
         self.stop_at_error, self.progress = stop_at_error, progress
 
+    def evaluates_light(self, step: int) -> bool:
+        """Whether there is a light evaluation after update ``step``, from 1."""
+        return bool(self.evaluate_every) and (step % self.evaluate_every == 0 or step >= self.max_steps)
+
+    def writes_row(self, step: int) -> bool:
+        """Whether the curves get a row after update ``step``, from 1."""
+        return self.evaluates_light(step) or step % self.log_every == 0 or step >= self.max_steps
+
 
 def _available(device: str) -> str:
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
@@ -109,6 +117,8 @@ class Evaluation:
         streaming: feed examples a piece at a time and hand the state on: any length at the memory of the mechanism's
             state. Scores are the same.
         chunk: tokens of a row that are fed at a time when streaming.
+        segment: tokens that the network reads at once, each segment by itself; only the memory of the objective goes
+            from one to the next. For a network that was trained on such segments. Null: whole examples.
         seed: of the evaluation sets; the same for every training seed, so that runs are scored on the same examples.
         checkpoint: the weights that are scored: last, or best (lowest error in a light evaluation).
 
@@ -126,12 +136,21 @@ class Evaluation:
         batch_size: int = 64,
         streaming: bool = False,
         chunk: Length = 4096,
+        segment: Length | None = None,
         seed: int = 0,
         checkpoint: Literal["last", "best"] = "last",
     ) -> None:
-        _positive("evaluation", examples=examples, light_examples=light_examples, batch_size=batch_size, chunk=chunk)
+        _positive(
+            "evaluation",
+            examples=examples,
+            light_examples=light_examples,
+            batch_size=batch_size,
+            chunk=chunk,
+            segment=segment,
+        )
         if sets == []:
             raise ConfigurationError("evaluation.sets=[]: name at least one set, or null for the task's own list.")
         self.sets, self.lengths, self.examples = sets, lengths, examples
         self.light_examples, self.batch_size, self.seed = light_examples, batch_size, seed
         self.streaming, self.chunk, self.checkpoint = streaming, chunk, checkpoint
+        self.segment = segment

@@ -14,11 +14,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lcbench.attention.base import State
 from lcbench.cost.memory import peak_memory_bytes, reset_peak_memory
 from lcbench.dataset.base import Batch
 from lcbench.dataset.synthetic import Examples, narrow, widen
 from lcbench.engine.tally import Tally, autocast, facts_of
 from lcbench.model.base import Model, ModelState
+from lcbench.objective.base import Objective
 from lcbench.task.base import Task
 
 
@@ -45,6 +47,7 @@ def stream_score(
     chunk: int,
     seed: int,
     device: str,
+    objective: Objective,
     precision: str = "32",
     tick: Callable[[int], None] = lambda done: None,
 ) -> Streamed:
@@ -66,7 +69,7 @@ def stream_score(
                 # one at a time: all of them in full width would be several times as much
                 batch = Batch.concatenate([drawn.take(row, row + 1).map(narrow) for row in rows])
                 began = time.perf_counter()
-                predictions, state = _read(model, batch, chunk, device, tick)
+                predictions, state = _read(model, objective, batch, chunk, device, tick)
                 seconds += time.perf_counter() - began
                 tokens += batch.tokens.numel()
                 state_bytes = max(state_bytes, state.nbytes // len(batch))
@@ -87,18 +90,21 @@ def stream_score(
 
 
 def _read(
-    model: Model, batch: Batch, chunk: int, device: str, tick: Callable[[int], None]
+    model: Model, objective: Objective, batch: Batch, chunk: int, device: str, tick: Callable[[int], None]
 ) -> tuple[Tensor, ModelState]:
     """Greedy predictions ``[batch, time]`` where they are scored, 0 elsewhere, and the state at the end."""
     time = batch.tokens.shape[1]
     predictions = torch.zeros_like(batch.tokens)
     state: ModelState | None = None
+    memory: State | None = None
     for start in range(0, time, chunk):
         piece = batch.times(start, start + chunk).map(widen).to(device)
-        output = model(piece.tokens, facts_of(piece), state)
+        facts = facts_of(piece)
+        output = model(piece.tokens, facts, state)
         state = output.state
+        scores, memory = objective.predict(output, piece.tokens, facts, memory)
         if piece.scored.any():
-            said = output.logits.argmax(-1).masked_fill(~piece.scored, 0)
+            said = scores.argmax(-1).masked_fill(~piece.scored, 0)
             predictions[:, start : start + chunk] = said.to(predictions.dtype).to(predictions.device)
         tick(piece.tokens.numel())
     assert state is not None

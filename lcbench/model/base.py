@@ -37,6 +37,8 @@ class ModelOutput:
         logits: ``[batch, time, vocabulary]``.
         state: the state after the last token.
         hidden: ``[batch, time, d_model]``, what the output map reads.
+        keys: ``[batch, time, d_model]``, by which a position is compared with others: what the last feed-forward
+            network reads, after the norm before it if there is one; ``hidden`` in a network without any.
         losses: named scalars that layers add to the training loss; usually none.
         measures: named numbers of layers for the logs, detached, one or one a head: ``layer_1/gate``.
     """
@@ -44,6 +46,7 @@ class ModelOutput:
     logits: Tensor
     state: ModelState
     hidden: Tensor
+    keys: Tensor
     losses: dict[str, Tensor] = field(default_factory=dict)
     measures: dict[str, Tensor] = field(default_factory=dict)
 
@@ -57,6 +60,9 @@ class Model(nn.Module, ABC):
     A subclass's constructor takes the vocabulary size first, then ``attention`` and ``position`` if it has layers of
     attention, then its own options as keyword-only arguments: those are its configuration.
     """
+
+    #: width of ``ModelOutput.hidden``
+    d_model: int
 
     @abstractmethod
     def forward(self, tokens: Tensor, context: Facts | None = None, state: ModelState | None = None) -> ModelOutput:

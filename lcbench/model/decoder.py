@@ -71,23 +71,24 @@ class Layer(nn.Module):
 class PreNormLayer(Layer):
     """``x + dropout(attention(norm(x)))``, then ``x + dropout(feed_forward(norm(x)))``."""
 
-    def forward(self, x: Tensor, context: Context, state: State | None) -> AttentionOutput:
-        """``x`` and ``y`` ``[batch, time, d_model]``."""
+    def forward(self, x: Tensor, context: Context, state: State | None) -> tuple[AttentionOutput, Tensor]:
+        """The output and what the feed-forward network read; ``x`` and both ``[batch, time, d_model]``."""
         attended = self.attention(self.attention_norm(x), context, state)
         x = x + self.dropout(attended.y)
-        x = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
-        return replace(attended, y=x)
+        read = self.feed_forward_norm(x)
+        x = x + self.dropout(self.feed_forward(read))
+        return replace(attended, y=x), read
 
 
 class PostNormLayer(Layer):
     """``norm(x + dropout(attention(x)))``, then ``norm(x + dropout(feed_forward(x)))``."""
 
-    def forward(self, x: Tensor, context: Context, state: State | None) -> AttentionOutput:
-        """``x`` and ``y`` ``[batch, time, d_model]``."""
+    def forward(self, x: Tensor, context: Context, state: State | None) -> tuple[AttentionOutput, Tensor]:
+        """The output and what the feed-forward network read; ``x`` and both ``[batch, time, d_model]``."""
         attended = self.attention(x, context, state)
-        x = self.attention_norm(x + self.dropout(attended.y))
-        x = self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
-        return replace(attended, y=x)
+        read = self.attention_norm(x + self.dropout(attended.y))
+        x = self.feed_forward_norm(read + self.dropout(self.feed_forward(read)))
+        return replace(attended, y=x), read
 
 
 class Decoder(Model):
@@ -141,6 +142,7 @@ class Decoder(Model):
         if d_ff is None:
             d_ff = max(8, 8 * round(d_model / 3)) if activation == "swiglu" else 4 * d_model
         check_network({"d_model": d_model, "n_layers": n_layers, "d_ff": d_ff}, dropout)
+        self.d_model = d_model
         pre = norm_position == "pre"
 
         def make_feed_forward(shape: LayerShape) -> nn.Module:
@@ -188,7 +190,7 @@ class Decoder(Model):
         losses: dict[str, Tensor] = {}
         measures: dict[str, Tensor] = {}
         for number, (layer, layer_state) in enumerate(zip(self.layers, before, strict=True)):
-            output = layer(x, placement.context, layer_state)
+            output, keys = layer(x, placement.context, layer_state)
             x = output.y
             states.append(output.state)
             for name, loss in output.losses.items():
@@ -196,7 +198,7 @@ class Decoder(Model):
             measures |= {f"layer_{number}/{name}": value for name, value in output.measures.items()}
         hidden = self.final_norm(x)
         return ModelOutput(
-            self.output(hidden), replace(placement.reached, layers=tuple(states)), hidden, losses, measures
+            self.output(hidden), replace(placement.reached, layers=tuple(states)), hidden, keys, losses, measures
         )
 
     def state_bytes(self, batch: int, length: int, dtype: torch.dtype) -> int:

@@ -54,6 +54,7 @@ class LSTM(Model):
     ) -> None:
         super().__init__()
         check_network({"d_model": d_model, "n_layers": n_layers}, dropout)
+        self.d_model = d_model
         self.embedding = nn.Embedding(vocabulary_size, d_model)
         nn.init.normal_(self.embedding.weight, std=d_model**-0.5)
         self.dropout = nn.Dropout(dropout)
@@ -80,7 +81,7 @@ class LSTM(Model):
         else:
             hidden, (h, c) = self.step_by_step(x, h, c, placement.starts, padding)
         after = LSTMState(h.transpose(0, 1), c.transpose(0, 1))
-        return ModelOutput(self.output(hidden), replace(placement.reached, layers=(after,)), hidden)
+        return ModelOutput(self.output(hidden), replace(placement.reached, layers=(after,)), hidden, hidden)
 
     def step_by_step(
         self, x: Tensor, h: Tensor, c: Tensor, starts: Tensor | None, padding: Tensor | None

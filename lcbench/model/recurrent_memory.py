@@ -131,6 +131,7 @@ class RecurrentMemory(Model):
             dropout=dropout,
             bias=bias,
         )
+        self.d_model = d_model
         first = self.decoder.attentions[0]
         able = first.reads_together and first.position.reads_ahead
         if both_ways and slots and not able:
@@ -172,6 +173,7 @@ class RecurrentMemory(Model):
             logits=segments.join([output.logits for output in outputs]),
             state=replace(placement.reached, layers=(RecurrentState(slots, inner, segments.reached),)),
             hidden=segments.join([output.hidden for output in outputs]),
+            keys=segments.join([output.keys for output in outputs]),
             losses={name: torch.stack(values).mean() for name, values in losses.items()},
             measures=outputs[-1].measures,
         )

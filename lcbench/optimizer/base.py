@@ -43,7 +43,7 @@ class OptimizerRecipe(ABC):
         schedule: shape after warm-up.
         warmup_steps: updates of linear warm-up.
         final_lr_ratio: what linear and cosine end at, as a share of ``lr``.
-        clip_norm: largest norm of all gradients together, or None.
+        clip_norm: largest norm of all gradients together, or None; what a layer keeps apart has a norm of its own.
 
     Raises:
         ConfigurationError: for values outside their range.
@@ -89,7 +89,7 @@ class OptimizerRecipe(ABC):
         """Decayed and undecayed parameters.
 
         A module may keep parameters apart by an attribute ``own_group``: a dict from parameter name to the options of
-        its group, e.g. ``{"beta": {"lr": 0.01, "weight_decay": 0.0}}``.
+        its group, e.g. ``{"beta": {"lr": 0.01, "weight_decay": 0.0}}``; for ``clip`` see there.
         """
         decayed: list[Tensor] = []
         plain: list[Tensor] = []
@@ -109,6 +109,18 @@ class OptimizerRecipe(ABC):
                     plain.append(parameter)
         groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": plain, "weight_decay": 0.0}]
         return [group for group in groups if group["params"]] + apart
+
+    def clip(self, groups: list[dict[str, Any]]) -> None:
+        """Scales the gradients of parameter groups down to ``clip_norm``: one norm for all groups that have the same
+        ``clip``, a name that a module's ``own_group`` may give, and one for those without. So what is learned from
+        a loss of its own does not change the scale of the others' update."""
+        if self.clip_norm is None:
+            return
+        together: dict[str | None, list[Tensor]] = {}
+        for group in groups:
+            together.setdefault(group.get("clip"), []).extend(group["params"])
+        for parameters in together.values():
+            nn.utils.clip_grad_norm_(parameters, self.clip_norm)
 
     def rate(self, step: int, max_steps: int) -> float:
         """The learning rate of update ``step``, from 0."""

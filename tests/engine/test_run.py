@@ -264,7 +264,16 @@ def test_a_trained_network_loads_and_answers_as_it_was_scored(run_here):
 
     result, folder, _ = run_here()
     trained = lcbench.load(folder)
-    again = score(trained.model, trained.experiment.task, "sparse", examples=64, batch_size=7, seed=0, device="cpu")
+    again = score(
+        trained.model,
+        trained.experiment.task,
+        "sparse",
+        examples=64,
+        batch_size=7,
+        seed=0,
+        device="cpu",
+        objective=trained.experiment.objective,
+    )
     assert again["error"] == result["scores/sparse/error"]
     assert again["error_n"] == result["scores/sparse/error_n"]
 

@@ -31,7 +31,7 @@ def test_streamed_scores_are_those_of_whole_examples(name: str, task: str, evalu
     base = [word for word in TINY if not word.startswith("task") and not (name == "lstm" and "n_heads" in word)]
     words = [*base, f"task={task}", *NETWORKS[name], *(["task.length=16"] if task == "flip_flop" else [])]
     experiment, model = build(compose(words)), lcbench.build_model(words).double()
-    options = {"examples": 11, "batch_size": 4, "seed": 0, "device": "cpu"}
+    options = {"examples": 11, "batch_size": 4, "seed": 0, "device": "cpu", "objective": experiment.objective}
     whole = score(model, experiment.task, evaluation_set, **options)
     done: list[int] = []
     streamed = stream_score(model, experiment.task, evaluation_set, chunk=chunk, tick=done.append, **options)
@@ -44,7 +44,15 @@ def test_state_bytes_are_those_of_the_formula() -> None:
     words = [*TINY, *NETWORKS["infini"]]
     experiment, model = build(compose(words)), lcbench.build_model(words)
     streamed = stream_score(
-        model, experiment.task, "sparse_length_4x", examples=3, batch_size=3, chunk=10, seed=0, device="cpu"
+        model,
+        experiment.task,
+        "sparse_length_4x",
+        examples=3,
+        batch_size=3,
+        chunk=10,
+        seed=0,
+        device="cpu",
+        objective=experiment.objective,
     )
     assert streamed.costs["state_bytes"] == model.state_bytes(1, 4 * 16 - 1, torch.float32)
 
