@@ -201,7 +201,7 @@ def test_a_constant_number_of_pairs_is_kept(monkeypatch: pytest.MonkeyPatch) -> 
     made = build(Cope, {"context": 9})
     for time in (16, 300, 600):
         weighed = attention(made, draw(time), consecutive(time)).grad_fn.weighed  # type: ignore[union-attr]
-        kept = sum(block.weights.numel() for block in weighed.values())
+        kept = sum(block.normalised.weights.numel() for block in weighed.values())
         assert kept == 2 * 2 * 16**2 if time == 16 else 2**14 < kept <= 2**15
         with torch.no_grad():
             assert attention(made, draw(time), consecutive(time)).grad_fn is None
