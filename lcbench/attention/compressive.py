@@ -88,6 +88,8 @@ class Compressive(MultiHead):
         ConfigurationError: for sizes that do not divide, and for an encoding that adds to the input.
     """
 
+    footprint = "d (nm + ncm + ns)"
+
     def __init__(
         self,
         shape: LayerShape,

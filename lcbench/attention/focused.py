@@ -75,6 +75,8 @@ class Focused(MultiHead):
             the memory at one position.
     """
 
+    footprint = "H (dk + dv) T"
+
     def __init__(
         self,
         shape: LayerShape,

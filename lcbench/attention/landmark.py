@@ -86,6 +86,8 @@ class Landmark(MultiHead):
 
     needs_landmarks = True
 
+    footprint = "H (dk + dv) T, landmarks included"
+
     def __init__(
         self,
         shape: LayerShape,

@@ -72,6 +72,8 @@ class Linear(MultiHead):
         ConfigurationError: for an encoding that acts on scores.
     """
 
+    footprint = "H dk (dv + 1)"
+
     def __init__(self, shape: LayerShape, position: PositionEncoding) -> None:
         super().__init__(shape, position)
         kind, name = type(position), type(position).__name__

@@ -68,6 +68,8 @@ class Memorizing(MultiHead):
             good, or faiss where it is not installed.
     """
 
+    footprint = "H (dk + dv) (Mem + X + L - 1)"
+
     def __init__(
         self,
         shape: LayerShape,

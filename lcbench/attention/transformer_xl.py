@@ -72,6 +72,8 @@ class TransformerXL(MultiHead):
         ConfigurationError: for sizes at which a query sees nothing, and for an encoding that the memory defeats.
     """
 
+    footprint = "d (M + L - 1)"
+
     def __init__(
         self,
         shape: LayerShape,
