@@ -19,6 +19,7 @@ EXPERIMENTS = list(choices_of("experiment", DIRECTORIES))
 NEEDS = {
     ("position", "absolute_learned"): ["evaluation.sets=[in_distribution]"],
     ("attention", "landmark"): ["dataset=landmark"],
+    ("attention", "linear"): ["position=rope"],
     ("objective", "reconstruction"): ["attention=compressive", "position=rope"],
 }
 
