@@ -12,6 +12,9 @@ Both take blocks of queries and only the keys that a block may see.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
@@ -133,10 +136,30 @@ def _fused(pairs: Pairs, position: PositionEncoding | None, q: Tensor, k: Tensor
     per_pair = (q.shape[0] if pairs.ragged else 1) * (1 if position is None else q.shape[1])
     kept = per_pair * sum(block.pairs for block in blocks if position is not None or not pairs.square(block))
     outputs = []
-    for block in blocks:
-        parts = (q[block.of_queries], k[block.of_keys], v[block.of_keys])
+    q_spans, k_spans = [block.rows for block in blocks], [block.columns for block in blocks]
+    # without a reach a block's keys are all that came before: slices, which copy nothing
+    cut = _slices if pairs.reach is None else _pieces
+    for block, *parts in zip(blocks, _pieces(q, q_spans), cut(k, k_spans), cut(v, k_spans), strict=True):
         if kept > q.numel() + k.numel() + v.numel() and torch.is_grad_enabled():
             outputs.append(checkpoint(read, *parts, block, use_reentrant=False))
         else:
             outputs.append(read(*parts, block))
     return torch.cat(outputs, 2)
+
+
+def _slices(tensor: Tensor, spans: Sequence[slice]) -> list[Tensor]:
+    """Of ``[batch, heads, time, any]`` those times."""
+    return [tensor[:, :, span] for span in spans]
+
+
+def _pieces(tensor: Tensor, spans: Sequence[slice]) -> list[Tensor]:
+    """The same, for spans of a bounded length.
+
+    The backward pass of every slice fills a tensor of the whole length, so that of many slices is quadratic; that of
+    one split is one concatenation.
+    """
+    edges = sorted({0, tensor.shape[2], *(edge for span in spans for edge in (span.start, span.stop))})
+    pieces = tensor.split([stop - start for start, stop in pairwise(edges)], 2)
+    number = {edge: i for i, edge in enumerate(edges)}
+    of_spans = [pieces[number[span.start] : number[span.stop]] for span in spans]
+    return [torch.cat(own, 2) if len(own) > 1 else own[0] for own in of_spans]
