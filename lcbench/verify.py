@@ -11,6 +11,9 @@ from lcbench.engine.settings import Trainer
 from lcbench.errors import ConfigurationError
 from lcbench.position.base import LayerShape
 
+#: tokens of a certificate's inputs
+SHORTEST_LENGTH, LONGEST_LENGTH = 37, 261
+
 
 def verify(composition: Composition) -> Certificate:
     """Certify the attention layer of a composition, at the model's width and heads and on the trainer's device.
@@ -30,6 +33,9 @@ def verify(composition: Composition) -> Certificate:
         assert isinstance(layer, Attention)
         return layer
 
+    # several segments, so that what happens between them is seen, as far as a certificate has time for them
+    segment = make().segment or 0
+    length = max(SHORTEST_LENGTH, min(2 * segment + 5, LONGEST_LENGTH))
     trainer: Trainer = construct(config["trainer"])
     oracle = None
     if all(node["_target_"].startswith("lcbench.") for node in (attention, position)):
@@ -45,6 +51,7 @@ def verify(composition: Composition) -> Certificate:
         composition=f"attention={_name(attention)} position={_name(position)} "
         f"d_model={shape.d_model} n_heads={shape.n_heads}",
         device=trainer.device,
+        length=length,
         seed=config["seed"],
         oracle=oracle,
         compile=trainer.compile,
