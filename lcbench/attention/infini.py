@@ -28,10 +28,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import elu
 
 from lcbench.attention.base import AttentionOutput, Context, State
 from lcbench.attention.cache import KeyValues
+from lcbench.attention.linear import features
 from lcbench.attention.multi_head import MultiHead
 from lcbench.attention.precision import wide, without_autocast
 from lcbench.attention.reach import Segment
@@ -168,11 +168,6 @@ class Infini(MultiHead):
         itemsize = torch.promote_types(dtype, torch.float32).itemsize
         sums = 2 * self.shape.n_heads * width * (width + 1) * itemsize
         return batch * (min(length, self.segment - 1) * self.key_bytes(dtype.itemsize) + sums + 9)
-
-
-def features(x: Tensor) -> Tensor:
-    """``f(x) = elu(x) + 1``, positive."""
-    return elu(x) + 1
 
 
 def where_memory(rows: bool | Tensor, yes: Memory, no: Memory) -> Memory:

@@ -13,18 +13,19 @@ of the chunks before:
     num = tril(f(Q) f(K)^T) V + f(Q) S,   den = rowsum tril(f(Q) f(K)^T) + f(Q) z,   o = num / den
 
 so that nothing of size time x time exists and cost is linear in time. The factor ``1 / sqrt(head_dim)`` would cancel
-and is left out. The denominator holds the token's own ``f(q_i) f(k_i) > 0`` and needs no epsilon (the authors' code adds
-1e-6); it has a floor of 1e-30, which only underflow reaches. Sums are kept in float32 at least, because z grows with
-length.
+and is left out. The denominator holds the token's own ``f(q_i) f(k_i) > 0`` and needs no epsilon (the authors' code
+adds 1e-6); it has a floor of 1e-30, which only underflow reaches. Sums are kept in float32 at least, because z grows
+with length.
 
 There are no scores, so an encoding that adds to them is refused. One that rotates turns the features, and only those
-of the numerator, as RoFormer does (Su et al. 2021, arXiv 2104.09864, eq. 19): the denominator stays positive, the weights
-no longer sum to one. No single weight can be dropped either: dropout falls on what the heads read.
+of the numerator, as RoFormer does (Su et al. 2021, arXiv 2104.09864, eq. 19): the denominator stays positive, and the
+weights no longer sum to one. No single weight can be dropped either: dropout falls on what the heads read.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -84,7 +85,8 @@ class Linear(MultiHead):
             )
         if isinstance(position, Rope) and position.magnitude() != 1:
             raise ConfigurationError(
-                f"position {name} sharpens a softmax, and attention=linear has none; the closest choice is position=ntk."
+                f"position {name} sharpens a softmax, and attention=linear has none; the closest choice is "
+                "position=ntk."
             )
         self.rotates = kind.rotate is not PositionEncoding.rotate
 
@@ -100,18 +102,18 @@ class Linear(MultiHead):
                 hidden = context.padding[:, None, :, None]
                 f_k, v = f_k.masked_fill(hidden, 0), v.masked_fill(hidden, 0)  # f(0) is 1
             batch, heads, _, width = v.shape
-            S = v.new_zeros(batch, heads, width, width) if before is None else before.S
+            s = v.new_zeros(batch, heads, width, width) if before is None else before.S
             z = (v.new_zeros(batch, heads, width) if before is None else before.z)[..., None]
             one = torch.ones_like(v[..., :1])  # f(k) summed is f(k) times one: z is a column beside those of S
             if self.rotates:
                 turned_q, turned_k = self.position.rotate(f_q, f_k, context.positions, context.positions)
-                num, S = causal_product(turned_q, turned_k, v, S, spans)
+                num, s = causal_product(turned_q, turned_k, v, s, spans)
                 den, z = causal_product(f_q, f_k, one, z, spans)
             else:
-                both, sums = causal_product(f_q, f_k, torch.cat([v, one], -1), torch.cat([S, z], -1), spans)
-                (num, den), (S, z) = both.split([width, 1], -1), sums.split([width, 1], -1)
+                both, sums = causal_product(f_q, f_k, torch.cat([v, one], -1), torch.cat([s, z], -1), spans)
+                (num, den), (s, z) = both.split([width, 1], -1), sums.split([width, 1], -1)
             o = dropout(num / den.clamp(min=_FLOOR), self.dropped)
-        return AttentionOutput(self.merge(o.to(q.dtype)), LinearState(S, z[..., 0], document))
+        return AttentionOutput(self.merge(o.to(q.dtype)), LinearState(s, z[..., 0], document))
 
     def state_bytes(self, batch: int, length: int, dtype: torch.dtype) -> int:
         """``S`` and ``z``, in float32 at least, whatever the length."""
@@ -163,29 +165,29 @@ class Spans:
             [(chunk[:, :, None] == chunk[:, None, :])[:, None] for chunk in chunks],
             tuple((chunk == end)[:, None, :, None] for chunk, end in zip(chunks, ends, strict=False)),
             tuple((chunk == end)[:, None, :, None] for chunk, end in zip(chunks, ends[1:], strict=True)),
-            tuple((one == other)[:, None, :, None] for one, other in zip(ends, ends[1:], strict=False)),
+            tuple((one == other)[:, None, :, None] for one, other in pairwise(ends)),
         ), documents[:, -1]
 
 
 @torch.compiler.disable
-def causal_product(q: Tensor, k: Tensor, v: Tensor, S: Tensor, spans: Spans) -> tuple[Tensor, Tensor]:
-    """``o_i = q_i S_i`` with ``S_i = S_{i-1} + k_i v_i^T``, S zero at the start of a document.
+def causal_product(q: Tensor, k: Tensor, v: Tensor, s: Tensor, spans: Spans) -> tuple[Tensor, Tensor]:
+    """``o_i = q_i s_i`` with ``s_i = s_{i-1} + k_i v_i^T``, s zero at the start of a document.
 
     Args:
         q, k: ``[batch, heads, time, head_dim]``; k zero at padding.
         v: ``[batch, heads, time, width]``.
-        S: of the tokens before, ``[batch, heads, head_dim, width]``.
+        s: of the tokens before, ``[batch, heads, head_dim, width]``.
         spans: the documents.
 
     Returns:
-        o ``[batch, heads, time, width]``, and S after the last token.
+        o ``[batch, heads, time, width]``, and s after the last token.
     """
-    o, last = _CausalProduct.apply(q, k, v, S, spans)
+    o, last = _CausalProduct.apply(q, k, v, s, spans)
     return o, last
 
 
 class _CausalProduct(torch.autograd.Function):
-    """``causal_product``, chunk by chunk. With dO the gradient of o and T that of the S a chunk leaves behind,
+    """``causal_product``, chunk by chunk. With dO the gradient of o and T that of the S that a chunk leaves behind,
 
         A = tril(Q K^T),   O = A V + Q S,   S' = S + K^T V
         dA = tril(dO V^T),   dQ = dA K + dO S^T,   dK = dA^T Q + V T'^T,   dV = A^T dO + K T',   T = T' + Q^T dO
@@ -195,43 +197,43 @@ class _CausalProduct(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, S: Tensor, spans: Spans) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, s: Tensor, spans: Spans) -> tuple[Tensor, Tensor]:
         parts = list(zip(*(tensor.split(spans.length, 2) for tensor in (q, k, v)), strict=True))
         outputs, found = [], []
         for c, (q_c, k_c, v_c) in enumerate(parts):
-            found.append(S)
+            found.append(s)
             o = torch.matmul(_pairs(q_c, k_c, spans, c), v_c)
-            outputs.append(o.add_(torch.matmul(_masked(q_c, spans.reads, c), S)))
-            S = _masked(S, spans.keeps, c) + torch.matmul(_masked(k_c, spans.writes, c).transpose(-1, -2), v_c)
+            outputs.append(o.add_(torch.matmul(_masked(q_c, spans.reads, c), s)))
+            s = _masked(s, spans.keeps, c) + torch.matmul(_masked(k_c, spans.writes, c).transpose(-1, -2), v_c)
         ctx.spans = spans
         ctx.save_for_backward(q, k, v, *found)
-        return torch.cat(outputs, 2), S
+        return torch.cat(outputs, 2), s
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_o: Tensor, d_S: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, d_o: Tensor, d_s: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, *found = ctx.saved_tensors
         spans: Spans = ctx.spans
         sums = [torch.empty_like(tensor) for tensor in (q, k, v)]
         parts = list(zip(*(tensor.split(spans.length, 2) for tensor in (q, k, v, d_o, *sums)), strict=True))
-        T = d_S
+        t = d_s
         for c in reversed(range(len(parts))):
             q_c, k_c, v_c, d_o_c, d_q, d_k, d_v = parts[c]
             q_read, k_written = _masked(q_c, spans.reads, c), _masked(k_c, spans.writes, c)
-            A, d_A = _pairs(q_c, k_c, spans, c), _pairs(d_o_c, v_c, spans, c)
+            a, d_a = _pairs(q_c, k_c, spans, c), _pairs(d_o_c, v_c, spans, c)
             d_read = torch.matmul(d_o_c, found[c].transpose(-1, -2))
-            d_written = torch.matmul(v_c, T.transpose(-1, -2))
-            torch.add(torch.matmul(d_A, k_c), _masked(d_read, spans.reads, c), out=d_q)
-            torch.add(torch.matmul(d_A.transpose(-1, -2), q_c), _masked(d_written, spans.writes, c), out=d_k)
-            torch.add(torch.matmul(A.transpose(-1, -2), d_o_c), torch.matmul(k_written, T), out=d_v)
-            T = _masked(T, spans.keeps, c) + torch.matmul(q_read.transpose(-1, -2), d_o_c)
-        return *sums, T, None
+            d_written = torch.matmul(v_c, t.transpose(-1, -2))
+            torch.add(torch.matmul(d_a, k_c), _masked(d_read, spans.reads, c), out=d_q)
+            torch.add(torch.matmul(d_a.transpose(-1, -2), q_c), _masked(d_written, spans.writes, c), out=d_k)
+            torch.add(torch.matmul(a.transpose(-1, -2), d_o_c), torch.matmul(k_written, t), out=d_v)
+            t = _masked(t, spans.keeps, c) + torch.matmul(q_read.transpose(-1, -2), d_o_c)
+        return *sums, t, None
 
 
 def _pairs(q: Tensor, k: Tensor, spans: Spans, chunk: int) -> Tensor:
-    """``tril(q k^T)`` within documents, ``[batch, heads, C, C]``."""
-    A = torch.matmul(q, k.transpose(-1, -2)).tril_()
-    return A if spans.same is None else A.masked_fill_(~spans.same[chunk], 0)
+    """``tril(q k^t)`` within documents, ``[batch, heads, C, C]``."""
+    a = torch.matmul(q, k.transpose(-1, -2)).tril_()
+    return a if spans.same is None else a.masked_fill_(~spans.same[chunk], 0)
 
 
 def _masked(tensor: Tensor, keep: tuple[Tensor, ...], chunk: int) -> Tensor:
