@@ -12,7 +12,8 @@ and a mechanism's module has
 
     def forward(x, weights, positions, landmarks, *, row, n_heads, **options):
         Outputs ``[time, d_model]``, or those and the final state's tensors by path, e.g. ``{"state.k": ...}``, without
-        a batch axis. ``row(i, q, k, v, head)`` is the encoding's.
+        a batch axis. ``row(i, q, k, v, head)`` is the encoding's; a mechanism that places keys elsewhere also hands it
+        its own ``x`` and ``positions`` of those keys.
 
 ``options`` are the configuration, complete with defaults. A mechanism's module may also say at which options it is
 certified (``CASES``) and at which it equals full attention (``DEGENERATE``).
@@ -66,7 +67,9 @@ def oracle_of(
     ) -> Tensor | tuple[Tensor, Mapping[str, Tensor]]:
         own = {name.removeprefix("position."): w for name, w in weights.items() if name.startswith("position.")}
 
-        def row(i: int, q: Tensor, k: Tensor, v: Tensor, head: int) -> Tensor:
+        def row(
+            i: int, q: Tensor, k: Tensor, v: Tensor, head: int, x: Tensor = x, positions: Tensor = positions
+        ) -> Tensor:
             return encoding.row(i, q, k, v, x, positions, own, head=head, n_heads=n_heads, **position_options)
 
         return mechanism.forward(x, weights, positions, landmarks, row=row, n_heads=n_heads, **attention_options)
