@@ -125,6 +125,29 @@ class Run:
 @torch.compiler.disable
 def explicit(run: Run, q: Tensor, keys: KeyValues, rotated_q: Tensor, rotated_k: Tensor) -> Tensor:
     """Blocks of queries with recomputation; ``[batch, heads, q_time, head_dim]``."""
+    tensors = _inputs(run, q, keys, rotated_q, rotated_k)
+    return _ExplicitAttention.apply(
+        run, *(None if tensor is None else tensor.contiguous() for tensor in tensors), *run.position.parameters()
+    )
+
+
+@torch.compiler.disable
+def attention_received(
+    run: Run, q: Tensor, keys: KeyValues, rotated_q: Tensor, rotated_k: Tensor, asked: Tensor
+) -> Tensor:
+    """Weights of every key, summed over queries where ``asked`` ``[batch, q_time]``: ``[batch, heads, k_time]``."""
+    inputs = _inputs(run, q, keys, rotated_q, rotated_k)
+    total = q.new_zeros(*keys.k.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
+    with without_autocast(q.device):
+        for block in run.blocks(q, keys.k):
+            weighed = run.weigh(inputs, block, differentiable=False)
+            counts = asked[block.batch, None, block.rows, None] & weighed.visible
+            total[block.of_keys] += weighed.weights.masked_fill(~counts, 0).sum(2)
+    return total
+
+
+def _inputs(run: Run, q: Tensor, keys: KeyValues, rotated_q: Tensor, rotated_k: Tensor) -> tuple[Tensor | None, ...]:
+    """What ``Run.weigh`` reads, as the arguments of ``_ExplicitAttention`` have it."""
     plain_q = plain_k = features = vectors = None
     if run.reads_content:
         features = keys.features
@@ -132,10 +155,7 @@ def explicit(run: Run, q: Tensor, keys: KeyValues, rotated_q: Tensor, rotated_k:
             plain_q, plain_k = q, keys.k
         if run.pairs.consecutive:
             vectors = run.position.distance_vectors(run.pairs.alignment(run.pairs.whole).all_distances())
-    tensors = (rotated_q, rotated_k, keys.v, plain_q, plain_k, features, vectors)
-    return _ExplicitAttention.apply(
-        run, *(None if tensor is None else tensor.contiguous() for tensor in tensors), *run.position.parameters()
-    )
+    return rotated_q, rotated_k, keys.v, plain_q, plain_k, features, vectors
 
 
 class _ExplicitAttention(torch.autograd.Function):

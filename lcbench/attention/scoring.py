@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lcbench.attention.base import Context
 from lcbench.attention.cache import KeyValues, along_time
-from lcbench.attention.explicit import Run, explicit
+from lcbench.attention.explicit import Run, attention_received, explicit
 from lcbench.attention.pairs import Block, Pairs
 from lcbench.attention.reach import Reach, Segment
 from lcbench.position.base import PositionEncoding
@@ -89,6 +89,24 @@ def _attend(
         run = Run(pairs, position, reads_content, has_bias, dropout, seed, torch.is_grad_enabled())
         return explicit(run, q, keys, rotated_q, rotated_k)
     return _fused(pairs, position if has_bias else None, rotated_q, rotated_k, keys.v, dropout)
+
+
+@torch.no_grad()
+def received(q: Tensor, context: Context, keys: KeyValues, position: PositionEncoding) -> Tensor:
+    """What attention each key gets, summed over all queries that are not padding; a number without gradient.
+
+    Args:
+        q, context, keys, position: as for ``attend``, which is causal here.
+
+    Returns:
+        ``[batch, heads, k_time]``, in float32 at least.
+    """
+    pairs = Pairs.of(context, keys, True, None)
+    rotated = position.rotate(q, keys.k, context.positions, keys.positions)
+    has_bias = type(position).position_bias is not PositionEncoding.position_bias
+    run = Run(pairs, position, position.reads_content(keys.positions), has_bias, 0.0, 0, False)
+    asked = torch.ones_like(context.positions, dtype=torch.bool) if context.padding is None else ~context.padding
+    return attention_received(run, q, keys, *rotated, asked)
 
 
 def _fused(pairs: Pairs, position: PositionEncoding | None, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:

@@ -128,6 +128,6 @@ def refuse_absolute(position: PositionEncoding, because: str, otherwise: str) ->
     ``otherwise``."""
     if type(position).embed is not PositionEncoding.embed:
         raise ConfigurationError(
-            f"position {type(position).__name__} adds absolute places, from which no distance to the states that {because} "
-            f"reuses can be read; the closest choices are position=transformer_xl and {otherwise}."
+            f"position {type(position).__name__} adds absolute places, from which no distance to the states that "
+            f"{because} reuses can be read; the closest choices are position=transformer_xl and {otherwise}."
         )
