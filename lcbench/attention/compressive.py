@@ -7,7 +7,7 @@ positions before the segment, and cm what became of those before:
     q = W_q h,   k = W_k [cm; m; h],   v = W_v [cm; m; h]         oldest first
     o = softmax(c q k^T + what the encoding adds) v,   y = W_o o  a query sees cm, m, and its segment up to itself
 
-When a segment ends, the ns oldest positions leave m, and f_c makes ns / rate slots of them, one of every ``rate``
+When a segment is full, the ns oldest positions leave m, and f_c makes ns / rate slots of them, one of every ``rate``
 positions; the oldest slots leave cm so that ncm are left. Unlike the authors' stores, which start as zeros that are
 attended to, places that hold nothing are hidden: before the first eviction this is Transformer-XL with memory nm. What
 is stored follows from positions alone, however a document was cut into calls.
@@ -141,14 +141,14 @@ class Compressive(MultiHead):
         slots, kept = self._compress(read, before)
 
         # from a segment on, rows that are alike have the whole past of a segment in this call, and nothing to hide
-        sure = min(layout.segments, self.farthest) if layout.alike else layout.segments
+        sure = min(layout.occupied, self.farthest) if layout.alike else layout.occupied
         outputs = []
-        for first, stop, hides in ((0, sure, True), (sure, layout.segments, False)):
+        for first, stop, hides in ((0, sure, True), (sure, layout.occupied, False)):
             if first < stop:
                 q, where, keys = self._segments(read, slots, kept, first, stop, hides)
                 o = attend(q, where, keys, self.position, dropout=self.dropped)
                 outputs.append(o.unflatten(0, (len(x), stop - first)))
-        # [batch, segments, heads, ns, head_dim] to [batch, heads, segments * ns, head_dim]
+        # [batch, occupied, heads, ns, head_dim] to [batch, heads, occupied * ns, head_dim]
         o = torch.cat(outputs, 1).transpose(1, 2).flatten(2, 3)
 
         losses = {}
@@ -266,7 +266,9 @@ class Compressive(MultiHead):
         if documents is None:
             documents = read.hidden.new_zeros(len(read.hidden), self.windows + layout.segments, dtype=torch.int64)
         n = torch.arange(count, device=documents.device)
-        leaves = documents[:, n] == documents[:, n + self.windows + 1]  # [batch, count]: a next segment begins
+        # [batch, count]: the window is of the segment's document, and the segment is full or another one follows
+        mine, ends = documents[:, n + self.windows], read.filled_segments(0, count)[..., -1]
+        leaves = (documents[:, n] == mine) & (ends | (documents[:, n + self.windows + 1] == mine))
         if layout.last is not None:
             leaves = leaves & (n < layout.last[:, None])
         old, filled = (part.flatten(0, 1) for part in read.windows(0, count))

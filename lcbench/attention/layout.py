@@ -3,7 +3,8 @@
 A row's segments stand side by side, ``length`` places each, a token at its position modulo ``length``; what calls
 before have left stands before them. Places without a token stay empty: the end of a document, padding, positions that
 were jumped over. Rows need not reach the same segment. A mechanism then takes all segments as a batch, and the past of
-a segment lies at fixed places before it.
+a segment lies at fixed places before it. As soon as a segment is full the next one is there, empty, so that what
+follows from a full segment belongs to the call that filled it.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ class Layout:
 
     Attributes:
         segments: of the widest row, the unfinished one that it goes on with included.
+        occupied: how many of them, from the first, can hold a token.
         alike: whether all rows hold the same places, without documents or padding.
         last: a row's last segment, int64 ``[batch]``; None where rows are alike.
         documents: of every segment, those of the past included, ``[batch, past + segments]``; None if there are none.
@@ -44,8 +46,9 @@ class Layout:
         self.alike = start is not None and (reached is None or reached.document is None)
         if start is not None and self.alike:
             #: places of the first segment before the first token
-            self._first = start % length or (length if reached is not None else 0)
-            self.segments = max(1, -(-(self._first + self.time) // length))
+            self._first = start % length
+            self.segments = (self._first + self.time) // length + 1
+            self.occupied = max(1, -(-(self._first + self.time) // length))
             last = context.positions[:, -1]
             self.reached = Reached(torch.ones_like(last, dtype=torch.bool), last)
         else:
@@ -68,18 +71,23 @@ class Layout:
         of = torch.cat([document[:, None], documents], 1).gather(1, index)
         read = (index > 0) | reached.read[:, None]
 
-        steps = (at[:, 1:] // self.length - at[:, :-1] // self.length).clamp(0, farthest)
+        number = at // self.length
+        # what calls before filled, they have followed by an empty segment
+        previous = torch.cat([(at[:, :1] + 1) // self.length, number[:, 1:-1]], 1)
+        previous = torch.where(index[:, :-1] > 0, previous, previous[:, :1])
+        steps = (number[:, 1:] - previous).clamp(0, farthest)
         steps = torch.where(of[:, 1:] != of[:, :-1], 1, steps).masked_fill(padding | ~read[:, :-1], 0)
         segment = steps.cumsum(1)  # [batch, time], from the unfinished one
-        self.last = segment[:, -1]
-        self.segments = int(segment.max()) + 1
+        full = (index[:, -1] > 0) & ((at[:, -1] + 1) % self.length == 0)
+        self.last = segment[:, -1] + full
+        self.segments = self.occupied = int(self.last.max()) + 1
         outside = self.segments * self.length
         place = (segment * self.length + positions % self.length).masked_fill(padding, outside)
         self._place, self._padding = place, padding
         if named:
             self.documents = document[:, None].repeat(1, self.past + self.segments + 1)
             self.documents.scatter_(1, self.past + place // self.length, documents)
-            self.documents = self.documents[:, :-1]
+            self.documents = self.documents[:, :-1].scatter(1, self.past + self.last[:, None], of[:, -1:])
         self.reached = Reached(read[:, -1], at[:, -1], of[:, -1] if named else None)
 
     def lay(self, x: Tensor, before: Tensor) -> Tensor:
