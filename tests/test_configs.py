@@ -16,7 +16,10 @@ CHOICES = [(group, choice) for group in GROUPS for choice in choices_of(group, D
 EXPERIMENTS = list(choices_of("experiment", DIRECTORIES))
 
 #: what a choice needs beside itself
-NEEDS = {("position", "absolute_learned"): ["evaluation.sets=[in_distribution]"]}
+NEEDS = {
+    ("position", "absolute_learned"): ["evaluation.sets=[in_distribution]"],
+    ("attention", "linear"): ["position=rope"],
+}
 
 #: shrinks any experiment to seconds without touching what it is about
 SMALL = [

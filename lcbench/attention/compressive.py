@@ -88,6 +88,8 @@ class Compressive(MultiHead):
         ConfigurationError: for sizes that do not divide, and for an encoding that adds to the input.
     """
 
+    segment: int
+
     def __init__(
         self,
         shape: LayerShape,
@@ -121,7 +123,8 @@ class Compressive(MultiHead):
                 "attention.compressed_memory=0."
             )
         refuse_absolute(position, f"attention.memory={memory}", "attention=sliding_window")
-        self.segment, self.memory, self.compressed_memory = segment, memory, compressed_memory
+        self.segment: int = segment
+        self.memory, self.compressed_memory = memory, compressed_memory
         self.windows = memory // segment  # segments in the memory
         self.slots = segment // rate  # of one segment
         #: segments before a segment that it sees something of, and one

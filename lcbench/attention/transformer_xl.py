@@ -93,6 +93,7 @@ class TransformerXL(MultiHead):
             )
         if memory:
             refuse_absolute(position, f"attention.memory={memory}", "attention.memory=0")
+        self.segment: int = segment
         self.reach: Reach = Window(memory) if same_length else Segment(segment, memory=memory)
 
     def forward(self, x: Tensor, context: Context, state: State | None = None) -> AttentionOutput:

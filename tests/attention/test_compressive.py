@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import lcbench
-from lcbench.attention.base import Attention
+from lcbench.attention.base import Attention, Context
 from lcbench.attention.compressive import Compressive
 from lcbench.conformance import LAWS, certify, oracle_of
 from lcbench.errors import ConfigurationError
@@ -105,6 +105,11 @@ def test_fed_a_segment_a_call_the_task_teaches_the_compressor_nothing() -> None:
     assert not any(bool(gradient.any()) for gradient in gradients)
 
 
+def test_the_engine_finds_segments_to_cut_at() -> None:
+    assert layer_of(segment=8, memory=8).segment == 8
+    assert lcbench.build_attention("transformer_xl", d_model=16, n_heads=2, segment=8).segment == 8
+
+
 def test_the_loss_adds_up_over_calls() -> None:
     """Each call tells the mean over its own evictions; a window counts once, in the call in which it leaves."""
     layer = layer_of().double()
@@ -117,7 +122,18 @@ def test_the_loss_adds_up_over_calls() -> None:
         now = max(0, stop // 4 - 1) - max(0, start // 4 - 1)
         total += now * output.losses["compressive_reconstruction"].item()
         evictions += now
-    assert total / evictions == pytest.approx(float(whole), rel=1e-10)
+    assert total / evictions == pytest.approx(whole.item(), rel=1e-10)
+
+
+def test_the_loss_of_packed_documents_is_that_of_each_alone() -> None:
+    """Documents of 20 and 21 tokens, from which four windows are evicted each."""
+    layer, x = layer_of().double(), inputs()
+    documents = (torch.arange(LENGTH) >= 20).long().expand(2, -1)
+    positions = torch.cat([torch.arange(20), torch.arange(21)]).expand(2, -1)
+    packed = layer(x, Context(positions, documents=documents)).losses["compressive_reconstruction"]
+    alone = [layer(part, consecutive(part.shape[1])).losses for part in x.split([20, 21], 1)]
+    expected = sum(losses["compressive_reconstruction"] for losses in alone) / 2
+    assert packed.item() == pytest.approx(expected.item(), rel=1e-10)
 
 
 def test_the_loss_is_zero_where_nothing_is_lost() -> None:
