@@ -121,11 +121,11 @@ def _fused(pairs: Pairs, position: PositionEncoding | None, q: Tensor, k: Tensor
     q_spans, k_spans = [block.rows for block in blocks], [block.columns for block in blocks]
     # without a reach a block's keys are all that came before: slices, which copy nothing
     cut = _slices if pairs.reach is None else _pieces
-    for block, *parts in zip(blocks, _pieces(q, q_spans), cut(k, k_spans), cut(v, k_spans), strict=True):
+    for block, q_b, k_b, v_b in zip(blocks, _pieces(q, q_spans), cut(k, k_spans), cut(v, k_spans), strict=True):
         if kept > q.numel() + k.numel() + v.numel() and torch.is_grad_enabled():
-            outputs.append(checkpoint(read, *parts, block, use_reentrant=False))
+            outputs.append(checkpoint(read, q_b, k_b, v_b, block, use_reentrant=False))
         else:
-            outputs.append(read(*parts, block))
+            outputs.append(read(q_b, k_b, v_b, block))
     return torch.cat(outputs, 2)
 
 
