@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 
-from lcbench.units import parse_length
+from lcbench.lengths import parse_length
 
 SMALL = ["task=passkey", "logger=none", "position=rope"]
 MECHANISMS: dict[str, list[str]] = {

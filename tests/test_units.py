@@ -1,7 +1,8 @@
 import pydantic
 import pytest
 
-from lcbench.units import Length, parse_length
+from lcbench.lengths import parse_length
+from lcbench.units import Length
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lcbench.dataset.base import TRAIN, Batch
 from lcbench.errors import ConfigurationError, closest
-from lcbench.units import parse_length
+from lcbench.lengths import parse_length
 
 #: fresh examples of the training distribution
 IN_DISTRIBUTION = "in_distribution"

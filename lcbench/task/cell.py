@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from lcbench.units import parse_length
+from lcbench.lengths import parse_length
 
 _NAME = re.compile(
     r"(?P<base>\w+?)??(?:(?:^|_)length_(?:(?P<times>\d+)x|(?P<tokens>\d+[kM]?)))?(?:(?:^|_)depth_(?P<depth>\d+))?"

@@ -22,9 +22,10 @@ import torch
 from torch import Tensor
 
 from lcbench.dataset.base import TRAIN, Batch
+from lcbench.lengths import parse_length
 from lcbench.task.base import IN_DISTRIBUTION, Task, join_length, refuse, refuse_length, split_length
 from lcbench.task.draws import distinct
-from lcbench.units import Length, parse_length
+from lcbench.units import Length
 
 _PAIRS = re.compile(r"pairs_(?P<pairs>\d+)_length_(?P<length>\d+[kM]?)")
 

@@ -338,7 +338,7 @@ def test_foreign_code_needs_trust(run_here, capsys):
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     for words in (["evaluate", str(folder)], ["resume", str(folder), "trainer.max_steps=9"]):
         assert main(words) == 2
-        assert "objective._target_=os.getcwd lies outside" in capsys.readouterr().err
+        assert "objective._target_=os.getcwd is no class of lcbench" in capsys.readouterr().err
 
 
 def test_an_evaluation_is_a_wandb_run_of_its_own(run_here, monkeypatch, tmp_path):

@@ -64,16 +64,16 @@ def test_a_preempted_run_checkpoints_and_leaves_with_the_code_that_requeues(tmp_
 
 
 def test_a_run_preempted_while_scoring_stops_there_and_continues(run_here, monkeypatch):
-    from lcbench.engine.run import _Run
+    from lcbench.engine.progress import Progress
 
-    original = _Run._tick
+    original = Progress.tick
 
     def preempted(self, done):
         original(self, done)
         os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(_Run, "_tick", preempted)
+        patch.setattr(Progress, "tick", preempted)
         stopped, _, _ = run_here("evaluation.batch_size=8")
     assert (stopped["status"], stopped["signal"]) == ("interrupted", "SIGTERM")
     resumed, _, screen = run_here("evaluation.batch_size=8")

@@ -130,17 +130,17 @@ def test_a_stopped_run_continues_bit_identically(run_here, tmp_path, monkeypatch
 
 def test_a_run_stopped_while_scoring_is_resumed_by_its_folder_alone(run_here, tmp_path, monkeypatch):
     from lcbench.cli import main
-    from lcbench.engine.run import _Run
+    from lcbench.engine.progress import Progress
 
     whole, _, _ = run_here(f"outputs={tmp_path}/whole")
-    original = _Run._tick
+    original = Progress.tick
 
     def interrupting(self, done):
         original(self, done)
         os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(_Run, "_tick", interrupting)
+        patch.setattr(Progress, "tick", interrupting)
         stopped, folder, _ = run_here("evaluation.batch_size=8", f"outputs={tmp_path}/parts")
     assert stopped["status"] == "interrupted"
     monkeypatch.chdir(tmp_path)
