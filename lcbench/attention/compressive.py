@@ -32,6 +32,7 @@ would let a large reconstruction loss slow the network down.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -338,12 +339,16 @@ class Read:
 
 
 class Compressor(nn.Module):
-    """f_c: windows ``[batch, count, ns, d_model]``, zero where ``filled`` ``[batch, count, ns]`` is False, to slots
-    ``[batch, count, ns / rate, d_model]``, zero where they hold nothing, and which of them hold something."""
+    """f_c, which leaves one slot of ``rate`` places."""
 
     def __init__(self, d_model: int, rate: int) -> None:
         super().__init__()
         self.d_model, self.rate = d_model, rate
+
+
+class Pooling(Compressor, ABC):
+    """Windows ``[batch, count, ns, d_model]``, zero where ``filled`` ``[batch, count, ns]`` is False, to slots
+    ``[batch, count, ns / rate, d_model]``, zero where they hold nothing, and which of them hold something."""
 
     def forward(self, old: Tensor, filled: Tensor) -> tuple[Tensor, Tensor]:
         """A slot of every ``rate`` places."""
@@ -353,26 +358,26 @@ class Compressor(nn.Module):
         slots = self.pooled(old.unflatten(2, group), filled[..., None])
         return slots.masked_fill(~kept[..., None], 0), kept
 
+    @abstractmethod
     def pooled(self, old: Tensor, filled: Tensor) -> Tensor:
         """``[..., rate, d_model]``, with ``filled`` ``[..., rate, 1]``, to ``[..., d_model]``."""
-        raise NotImplementedError
 
 
-class Mean(Compressor):
+class Mean(Pooling):
     """Mean pooling, over the places that hold a token."""
 
     def pooled(self, old: Tensor, filled: Tensor) -> Tensor:
         return (old * filled).sum(-2) / filled.sum(-2).clamp(min=1)
 
 
-class Max(Compressor):
+class Max(Pooling):
     """Max pooling, over the places that hold a token."""
 
     def pooled(self, old: Tensor, filled: Tensor) -> Tensor:
         return old.masked_fill(~filled, torch.finfo(old.dtype).min).amax(-2)
 
 
-class Convolution(Compressor):
+class Convolution(Pooling):
     """A convolution whose kernel and stride are ``rate``: a linear map of ``rate`` rows side by side, which starts as
     torch's convolutions do. Where a place holds nothing it reads zeros."""
 
