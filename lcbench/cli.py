@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lcbench.engine.interrupt import Interrupted, belongs_to_sweep, preemptible, requeue
+from lcbench.engine.interrupt import Interrupted, preemptible, requeue
 from lcbench.errors import ConfigurationError, closest, no_room
 
 HELP = """\
@@ -50,21 +50,23 @@ examples
 """
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, *, requeues: bool = True) -> int:
     """Run the command line.
+
+    Args:
+        arguments: its words; None: those of the process.
+        requeues: ask a cluster that stopped this process to start it again; a sweep does so for its jobs.
 
     Returns:
         The exit code: 0 done, 1 failed, 2 the user's mistake, 130 Ctrl-C, 75 stopped by another signal and worth
         another try.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    in_sweep = False
     try:
         with preemptible():
-            in_sweep = belongs_to_sweep()
             return _dispatch(words)
     except Interrupted as stopped:
-        if not in_sweep:
+        if requeues:
             requeue(stopped)
         return int(str(stopped.code))
     except ConfigurationError as error:
@@ -179,6 +181,11 @@ def _suggestions(words: list[str]) -> list[str]:
 def _sweep(words: list[str], overlays: list[Path]) -> int:
     from rich.console import Console
 
+    from lcbench.sweep.forked import start_server
+
+    if not any(word.startswith("hydra/launcher=") for word in words):
+        # jobs run here: what they import is imported while this process finds out what they are
+        start_server()
     from lcbench.sweep.command import sweep
 
     return sweep(words, overlays, Console(highlight=False))

@@ -77,15 +77,20 @@ def wait_for_steps(folder: Path, jobs: int, process: subprocess.Popen[str]) -> N
         time.sleep(0.1)
 
 
-def children_of(process: subprocess.Popen[str]) -> list[int]:
-    found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True)
-    return [int(line) for line in found.stdout.split()]
+def jobs_of(process: subprocess.Popen[str]) -> list[int]:
+    """The jobs of a sweep, which are forked by a server that the sweep has started."""
+
+    def below(pids: list[int]) -> list[int]:
+        found = subprocess.run(["pgrep", "-P", ",".join(map(str, pids))], capture_output=True, text=True)
+        return [int(line) for line in found.stdout.split()]
+
+    return below(below([process.pid]))
 
 
 def test_a_killed_job_is_recorded_by_its_sweep(tmp_path):
     process = start(tmp_path, "trainer.max_steps=1000000", "seed=7")
     wait_for_steps(tmp_path, 1, process)
-    (child,) = children_of(process)
+    (child,) = jobs_of(process)
     os.kill(child, signal.SIGKILL)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 1
@@ -99,7 +104,7 @@ def test_a_killed_job_is_recorded_by_its_sweep(tmp_path):
 def test_ctrl_c_stops_every_job_leaves_no_orphan_and_the_same_command_continues(tmp_path):
     process = start(tmp_path, "trainer.max_steps=1200", "seed=0,1,2")
     wait_for_steps(tmp_path, 1, process)
-    children = children_of(process)
+    children = jobs_of(process)
     os.killpg(process.pid, signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 PREEMPTION = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 #: sysexits.h: a temporary failure, worth another try
 EX_TEMPFAIL = 75
-#: holds the process id of the sweep that a job belongs to
-SWEEP = "LCBENCH_SWEEP"
 #: prctl's option: the signal this process gets when its parent ends
 PR_SET_PDEATHSIG = 1
 
@@ -160,18 +158,15 @@ def requeue(stopped: Interrupted) -> None:
     print(f"lcbench: {said}", file=sys.stderr)
 
 
-def belongs_to_sweep() -> bool:
-    """Whether a sweep started this process; if so, it ends when the sweep does, however that ends."""
-    sweep = int(os.environ.pop(SWEEP, "0"))
-    if not sweep:
-        return False
+def end_with_parent() -> None:
+    """From now on this process ends when its parent does, however that ends."""
+    parent = os.getppid()
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     else:
-        threading.Thread(target=_end_with, args=(sweep,), daemon=True).start()
-    if os.getppid() != sweep:  # it ended before this process could say so
-        raise Interrupted(signal.SIGTERM)
-    return True
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    if os.getppid() != parent:  # it ended before this process could say so
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _end_with(parent: int) -> None:

@@ -9,5 +9,6 @@ the cores of this machine; ``slurm`` and ``ray`` run them on a cluster, ``hydra/
     launchers.py    where jobs run, and what a search learns of them
     jobs.py         what each job computes, and whether it has to run
     processes.py    running jobs on this machine, a process each
+    forked.py       such a process, and the server that it is forked from
     board.py        what a person sees meanwhile
 """

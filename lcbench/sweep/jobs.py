@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ class Job:
     steps: int = 0
     status: str = "waiting"
     facts: dict[str, Any] = field(default_factory=dict)
-    process: subprocess.Popen[bytes] | None = None
+    process: ForkServerProcess | None = None
     stamp: tuple[int, int] | None = None
     error: str | None = None
     overlays: Sequence[Path] = ()

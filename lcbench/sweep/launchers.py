@@ -106,8 +106,7 @@ def run_job(config: DictConfig) -> float | None:
     hydra = HydraConfig.get()
     overrides = [str(word) for word in hydra.overrides.task]
     (job,) = prepare([overrides], _overlays(hydra.searchpath), SweepFolder(Path(hydra.sweep.dir)))
-    job.variables |= {name: str(_cores()) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    launch([job], Console(quiet=True))
+    launch([job], Console(quiet=True), _cores())
     return headline(job)
 
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
-import sys
 import time
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from lcbench.engine.faults import REDUCE_TRAINING, cause_of, says_no_memory
-from lcbench.engine.interrupt import EX_TEMPFAIL, SWEEP, Interrupted, StopRequest
+from lcbench.engine.interrupt import EX_TEMPFAIL, Interrupted, StopRequest
 from lcbench.errors import ConfigurationError, no_room
 from lcbench.logger.wandb import AGENT_VARIABLES
+from lcbench.sweep import forked
 from lcbench.sweep.board import Board
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ LOOK_EVERY = 0.1
 CONSOLE_BYTES = 2**16
 
 
-def launch(jobs: list[Job], console: Console) -> None:
-    """Run the waiting jobs, as many at a time as there are cores; ends when all have ended.
+def launch(jobs: list[Job], console: Console, cores: int | None = None) -> None:
+    """Run the waiting jobs, as many at a time as there are ``cores`` (None: usable here); ends when all have ended.
 
     A signal to stop is forwarded to the running jobs, which write their checkpoints; those that wait do not start. A
     second Ctrl-C ends them at once. However this process ends, also by kill -9, the jobs end with it.
@@ -38,7 +38,7 @@ def launch(jobs: list[Job], console: Console) -> None:
         Interrupted: after a signal, unless who handled it before ends the process in another way.
     """
     waiting = [job for job in jobs if job.status == "waiting"]
-    cores = usable_cores()
+    cores = cores or usable_cores()
     at_a_time = max(1, min(cores, len(waiting)))
     threads = max(1, cores // at_a_time)
     running: list[Job] = []
@@ -51,7 +51,7 @@ def launch(jobs: list[Job], console: Console) -> None:
                         forwarded = True
                         waiting.clear()
                         for job in running:
-                            _process(job).send_signal(stop.requested)
+                            _signal(job, stop.requested)
                     while waiting and len(running) < at_a_time and not stop.requested:
                         job = waiting.pop(0)
                         try:
@@ -62,15 +62,16 @@ def launch(jobs: list[Job], console: Console) -> None:
                         running.append(job)
                     board.look(jobs)
                     time.sleep(LOOK_EVERY)
-                    for job in [job for job in running if _process(job).poll() is not None]:
+                    for job in [job for job in running if _process(job).exitcode is not None]:
                         running.remove(job)
                         _bury(job, stop.requested)
                     board.look(jobs)
         finally:
             for job in running:
                 with contextlib.suppress(ProcessLookupError):
-                    os.killpg(_process(job).pid, signal.SIGKILL)
-                _process(job).wait()
+                    os.killpg(_pid(job), signal.SIGKILL)
+                _process(job).kill()  # it may not have its group yet
+                _process(job).join()
                 _bury(job, stop.requested)
     stop.pass_on()
 
@@ -80,34 +81,39 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _process(job: Job) -> subprocess.Popen[bytes]:
+def _process(job: Job) -> ForkServerProcess:
     assert job.process is not None
     return job.process
 
 
+def _pid(job: Job) -> int:
+    pid = _process(job).pid
+    assert pid is not None
+    return pid
+
+
+def _signal(job: Job, number: signal.Signals) -> None:
+    if _process(job).exitcode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(_pid(job), number)
+
+
 def _start(job: Job, threads: int) -> None:
     overlays = [f"--config-dir={path}" for path in job.overlays]
-    start = [sys.executable, "-X", "faulthandler", "-m", "lcbench"]
     job.folder.path.mkdir(parents=True, exist_ok=True)
     job.stamp = _stamp(job.folder.result)
-    with _console_log(job).open("wb") as screen:
-        job.process = subprocess.Popen(
-            [*start, *overlays, *job.overrides, "trainer.progress=false"],
-            stdout=screen,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            env=_environment(job, threads),
-            # the terminal's Ctrl-C comes to this process alone, which forwards it once
-            process_group=0,
-        )
+    _console_log(job).write_bytes(b"")
+    words = [*overlays, *job.overrides, "trainer.progress=false"]
+    job.process = forked.start(words, _console_log(job), _environment(job, threads), threads)
     job.status = "running"
 
 
 def _environment(job: Job, threads: int) -> dict[str, str]:
     """This process's, without a W&B agent's run, which is not the job's."""
     inherited = {name: value for name, value in os.environ.items() if name not in AGENT_VARIABLES}
+    # for what the job starts itself
     counts = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    return {**inherited, **counts, SWEEP: str(os.getpid()), **job.variables}
+    return {**inherited, **counts, **job.variables}
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
@@ -125,7 +131,8 @@ def _console_log(job: Job) -> Path:
 
 def _bury(job: Job, stopped_by: signal.Signals | None) -> None:
     """Take over how the job ended from its record, and write the record of one that could not."""
-    code = _process(job).returncode
+    code = _process(job).exitcode
+    assert code is not None
     written = _stamp(job.folder.result) != job.stamp
     try:
         record: dict[str, Any] = job.folder.read_result()

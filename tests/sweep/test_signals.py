@@ -14,7 +14,7 @@ import pytest
 
 from lcbench.engine.callbacks import load_checkpoint
 from tests.engine.test_kill import equal
-from tests.test_sweep import children_of, records, start, wait_for_steps
+from tests.test_sweep import jobs_of, records, start, wait_for_steps
 
 
 def alive(pids: list[int]) -> list[int]:
@@ -39,7 +39,7 @@ def wait_until_gone(pids: list[int]) -> None:
 def test_a_preempted_sweep_starts_no_more_and_waits_for_checkpoints(tmp_path):
     process = start(tmp_path, "trainer.max_steps=1000000", "seed=0,1,2,3,4,5")
     wait_for_steps(tmp_path, 1, process)
-    jobs = children_of(process)
+    jobs = jobs_of(process)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 75, output
@@ -59,7 +59,7 @@ def test_a_preempted_sweep_starts_no_more_and_waits_for_checkpoints(tmp_path):
 def test_a_second_ctrl_c_ends_a_sweep_at_once(tmp_path):
     process = start(tmp_path, "trainer.max_steps=1000000", "seed=0,1")
     wait_for_steps(tmp_path, 1, process)
-    jobs = children_of(process)
+    jobs = jobs_of(process)
     for job in jobs:  # they cannot stop by themselves
         os.kill(job, signal.SIGSTOP)
     process.send_signal(signal.SIGINT)
@@ -94,7 +94,7 @@ def test_a_sweep_killed_twice_ends_as_if_it_had_not_been(tmp_path, run_here):
             assert process.poll() is None, process.communicate()[0]
             time.sleep(0.02)
         before = progress(parts)
-        jobs = children_of(process)
+        jobs = jobs_of(process)
         assert jobs
         process.kill()
         process.communicate()
@@ -135,7 +135,7 @@ def test_jobs_of_a_sweep_do_not_requeue_its_slurm_job_themselves(tmp_path, monke
     process = start(tmp_path, "trainer.max_steps=1000000", "seed=0,1")
     wait_for_steps(tmp_path, 1, process)
     # srun signals every process of the job
-    for pid in [*children_of(process), process.pid]:
+    for pid in [*jobs_of(process), process.pid]:
         os.kill(pid, number)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 75, output
