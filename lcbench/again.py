@@ -12,9 +12,9 @@ from rich.console import Console
 from lcbench.composition import build, changed, slug
 from lcbench.engine.callbacks import newest_checkpoint
 from lcbench.engine.evaluate import evaluate as evaluate_network
-from lcbench.engine.experiment import Experiment
+from lcbench.engine.experiment import Experiment, folder_of
 from lcbench.engine.origin import Origin
-from lcbench.engine.run import folder_of, run
+from lcbench.engine.run import run
 from lcbench.errors import ConfigurationError
 from lcbench.results.record import RunFolder
 from lcbench.trained import config_of, experiment_of

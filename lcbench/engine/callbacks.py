@@ -20,7 +20,7 @@ from lcbench.engine.experiment import Experiment
 from lcbench.engine.interrupt import StopRequest
 from lcbench.engine.module import TrainingModule
 from lcbench.engine.progress import Progress
-from lcbench.results.record import RunFolder, write_text
+from lcbench.results.record import CURVES, RunFolder, write_text
 
 
 class Clock:
@@ -48,8 +48,6 @@ class Curves(pl.Callback):
     A row is written every ``log_every`` steps and at a light evaluation. Rows after the checkpoint a run continues
     from are dropped, so that the file has neither gaps nor doubles.
     """
-
-    columns = ("step", "seconds", "tokens", "tokens_per_second", "learning_rate", "loss", "evaluation_error")
 
     def __init__(
         self,
@@ -86,7 +84,7 @@ class Curves(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         kept = rows_until(self.folder.metrics, trainer.global_step)
-        write_text(self.folder.metrics, as_csv([list(self.columns), *kept]))
+        write_text(self.folder.metrics, as_csv([list(CURVES), *kept]))
         self.step = trainer.global_step
         self._stop_if_solved(trainer)
         self.clock.start()
@@ -143,7 +141,7 @@ class Curves(pl.Callback):
         if light and self.error is not None:
             row["evaluation_error"] = self.error
         with self.folder.metrics.open("a", newline="") as file:
-            csv.DictWriter(file, self.columns, restval="").writerow(row)
+            csv.DictWriter(file, CURVES, restval="").writerow(row)
         self.progress.step(step, row["loss"], self.error, row["tokens_per_second"])
         metrics = {f"train/{k}": v for k, v in row.items() if k not in ("step", "evaluation_error")}
         if len(module.losses) > 1:
@@ -272,7 +270,7 @@ def rows_until(path: Path, step: int) -> list[list[str]]:
     if not path.exists():
         return []
     rows = list(csv.reader(io.StringIO(path.read_text())))[1:]
-    complete = [row for row in rows if len(row) == len(Curves.columns) and row[0].isdigit()]
+    complete = [row for row in rows if len(row) == len(CURVES) and row[0].isdigit()]
     return [row for row in complete if int(row[0]) <= step]
 
 

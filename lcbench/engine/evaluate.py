@@ -21,12 +21,12 @@ from rich.console import Console
 from lcbench.cost.memory import peak_memory_bytes, reset_peak_memory
 from lcbench.engine.callbacks import load_checkpoint, network_weights, newest_checkpoint
 from lcbench.engine.evaluation import scored_sets
-from lcbench.engine.experiment import Experiment
+from lcbench.engine.experiment import Experiment, described
 from lcbench.engine.faults import cause_of
 from lcbench.engine.interrupt import Interrupted, StopRequest
 from lcbench.engine.machine import facts_of_machine
 from lcbench.engine.progress import Progress
-from lcbench.engine.run import LogFile, described
+from lcbench.engine.run import LogFile
 from lcbench.errors import ConfigurationError
 from lcbench.logger.base import RunFacts
 from lcbench.results.evaluations import show_evaluation

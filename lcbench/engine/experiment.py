@@ -21,6 +21,8 @@ from lcbench.model.base import Model
 from lcbench.objective.base import Objective
 from lcbench.optimizer.base import OptimizerRecipe
 from lcbench.position.base import PositionEncoding
+from lcbench.results.record import RunFolder
+from lcbench.results.runs import dotted
 from lcbench.task.base import TRAIN, Task
 
 
@@ -133,6 +135,26 @@ def cost_of(experiment: Experiment) -> Cost:
         landmarks=experiment.dataset.insertion is not None,
         activation_dtype=torch.bfloat16 if settings.precision == "bf16-mixed" else torch.float32,
     )
+
+
+def folder_of(experiment: Experiment, parent: Path | None = None) -> RunFolder:
+    """The run's folder in ``parent``: the one that already holds what is computed here, or a new name."""
+    parent = parent or experiment.outputs / experiment.name
+    same = sorted(parent.glob(f"*-{experiment.identity}"))
+    return RunFolder(same[0] if same else parent / experiment.folder_name)
+
+
+def described(experiment: Experiment) -> dict[str, Any]:
+    """What a record says of a run before it has begun."""
+    task = experiment.task
+    return {
+        "seed": experiment.seed,
+        "experiment": experiment.name,
+        "task/headline": task.headline,
+        **{f"chance/{metric}": value for metric, value in task.chance.items()},
+        # thousands of records are compared by their configs, and config.yaml takes ten times as long to read
+        **{f"config/{key}": value for key, value in dotted(experiment.config).items()},
+    }
 
 
 def _encodings(model: nn.Module) -> list[PositionEncoding]:

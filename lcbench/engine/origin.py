@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from lcbench.configs import is_computed
-from lcbench.engine.callbacks import Curves, as_csv, link, load_checkpoint, rows_until
+from lcbench.engine.callbacks import as_csv, link, load_checkpoint, rows_until
 from lcbench.engine.experiment import Experiment
 from lcbench.errors import ConfigurationError
-from lcbench.results.record import RunFolder, write_text
+from lcbench.results.record import CURVES, RunFolder, write_text
 from lcbench.results.runs import dotted
 
 
@@ -115,7 +115,7 @@ class Origin:
             raise ConfigurationError(f"{self.folder.path} went on meanwhile; the same command takes it as it is now.")
         folder.checkpoints.mkdir(parents=True, exist_ok=True)
         rows = rows_until(self.folder.metrics, self.step)
-        write_text(folder.metrics, as_csv([list(Curves.columns), *rows]))
+        write_text(folder.metrics, as_csv([list(CURVES), *rows]))
         best = self.folder.checkpoints / "best.ckpt"
         if best.exists() and self._has_light_error():
             _same(best, folder.checkpoints / "best.ckpt")

@@ -27,7 +27,7 @@ from lcbench.engine.callbacks import (
     newest_checkpoint,
 )
 from lcbench.engine.evaluation import scored_sets
-from lcbench.engine.experiment import Experiment, cost_of
+from lcbench.engine.experiment import Experiment, cost_of, described, folder_of
 from lcbench.engine.faults import cause_of
 from lcbench.engine.interrupt import Interrupted, StopRequest
 from lcbench.engine.machine import facts_of_machine
@@ -38,33 +38,12 @@ from lcbench.errors import ConfigurationError
 from lcbench.logger.base import RunFacts
 from lcbench.model.base import Model
 from lcbench.results.record import RunFolder, write_text
-from lcbench.results.runs import dotted
 from lcbench.results.table import show_run
 from lcbench.task.base import TRAIN
 
 
-def folder_of(experiment: Experiment, parent: Path | None = None) -> RunFolder:
-    """The run's folder in ``parent``: the one that already holds what is computed here, or a new name."""
-    parent = parent or experiment.outputs / experiment.name
-    same = sorted(parent.glob(f"*-{experiment.identity}"))
-    return RunFolder(same[0] if same else parent / experiment.folder_name)
-
-
 def _facts_of(experiment: Experiment, folder: RunFolder) -> RunFacts:
     return RunFacts(folder.path, experiment.config, experiment.name, folder.path.name, list(experiment.config["tags"]))
-
-
-def described(experiment: Experiment) -> dict[str, Any]:
-    """What a record says of a run before it has begun."""
-    task = experiment.task
-    return {
-        "seed": experiment.seed,
-        "experiment": experiment.name,
-        "task/headline": task.headline,
-        **{f"chance/{metric}": value for metric, value in task.chance.items()},
-        # thousands of records are compared by their configs, and config.yaml takes ten times as long to read
-        **{f"config/{key}": value for key, value in dotted(experiment.config).items()},
-    }
 
 
 def run(

@@ -6,8 +6,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from lcbench.engine.experiment import Experiment, cost_of
-from lcbench.engine.run import folder_of
+from lcbench.engine.experiment import Experiment, cost_of, folder_of
 from lcbench.results.table import human_bytes
 from lcbench.task.base import TRAIN
 

@@ -25,6 +25,9 @@ from typing import IO, Any
 
 from lcbench.errors import ConfigurationError
 
+#: columns of metrics.csv
+CURVES = ("step", "seconds", "tokens", "tokens_per_second", "learning_rate", "loss", "evaluation_error")
+
 
 def write_text(path: Path, text: str) -> None:
     """Write a file atomically."""

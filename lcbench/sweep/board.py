@@ -16,9 +16,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from lcbench.engine.callbacks import Curves
 from lcbench.errors import ConfigurationError
-from lcbench.results.record import RunFolder, scores_of
+from lcbench.results.record import CURVES, RunFolder, scores_of
 
 if TYPE_CHECKING:
     from lcbench.sweep.jobs import Job
@@ -164,8 +163,8 @@ def read_progress(folder: RunFolder) -> tuple[int, str]:
     except OSError:
         return 0, ""
     # the first line is the header or cut, the last may be half written
-    rows = [row for row in csv.reader(lines[1:]) if len(row) == len(Curves.columns) and row[0].isdigit()]
-    errors = [row[Curves.columns.index("evaluation_error")] for row in rows]
+    rows = [row for row in csv.reader(lines[1:]) if len(row) == len(CURVES) and row[0].isdigit()]
+    errors = [row[CURVES.index("evaluation_error")] for row in rows]
     error = next((error for error in reversed(errors) if error), "")
     return int(rows[-1][0]) if rows else 0, f"{100 * float(error):.2f} %" if error else ""
 

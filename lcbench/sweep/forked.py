@@ -13,11 +13,11 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-from lcbench.cli import main
 from lcbench.engine.interrupt import PREEMPTION, end_with_parent, preemptible
 
 #: imported by the server: how it behaves, and what a run imports
@@ -65,7 +65,8 @@ def _run(words: list[str], screen: str, environment: dict[str, str], threads: in
     try:
         with preemptible():
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
-            sys.exit(main(words, requeues=False))
+            # by name, as a shell would: the command imports this package, not the other way round
+            sys.exit(import_module("lcbench.cli").main(words, requeues=False))
     finally:
         # multiprocessing leaves them out; a logger's service ends in one
         atexit._run_exitfuncs()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lcbench.composition import build, compose
-from lcbench.engine.run import described, folder_of
+from lcbench.engine.experiment import described, folder_of
 from lcbench.errors import ConfigurationError
 from lcbench.results.record import RunFolder, write_text
 from lcbench.sweep.folder import SweepFolder, digest, key_of, plain, slug

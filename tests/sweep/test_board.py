@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from lcbench.engine.callbacks import Curves
-from lcbench.results.record import RunFolder
+from lcbench.results.record import CURVES, RunFolder
 from lcbench.sweep.board import Board, clock
 from lcbench.sweep.jobs import Job
 
@@ -21,7 +20,7 @@ def job(folder: Path, seed: int, status: str = "waiting", error: str | None = No
     score = {"scores/sparse/error": 0.0125, **{f"scores/sparse/error_{part}": 1 for part in ("low", "high", "n")}}
     run.write_result({"status": status, "task/headline": "error", **score})
     if step:
-        run.metrics.write_text(f"{','.join(Curves.columns)}\n{step},1,1,1,1,0.5,0.25\n{step + 1},1,1")
+        run.metrics.write_text(f"{','.join(CURVES)}\n{step},1,1,1,1,0.5,0.25\n{step + 1},1,1")
     words = [f"seed={seed}", "position=rope"]
     return Job(words, " ".join(words), run, steps=600, status=status, error=error)
 
