@@ -9,9 +9,7 @@ which compare what was measured next to each other; other work on the machine st
 from __future__ import annotations
 
 import argparse
-import itertools
 import os
-import resource
 import shutil
 import statistics
 import subprocess
@@ -66,30 +64,19 @@ def run(*words: str, threads: int | None = None, cores: set[int] | None = None) 
     return seconds
 
 
-def processor_seconds() -> float:
-    """Of all processes that have ended below this one."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
-
-
 def two_jobs(name: str, rounds: int) -> None:
     words, cores = SIZES[name], len(os.sched_getaffinity(0))
     threads = max(1, cores // 2)
     against_default, against_same = [], []
     for number in range(rounds):
-        start = processor_seconds()
         swept = run("-m", *words, "seed=0,1")
-        middle = processor_seconds()
         default = sum(run(*words, f"seed={seed}") for seed in (0, 1))
-        same_start = processor_seconds()
         same = sum(run(*words, f"seed={seed}", threads=threads) for seed in (0, 1))
-        end = processor_seconds()
         against_default.append(swept / default)
         against_same.append(swept / same)
         print(
             f"{name} round {number + 1}: sweep {swept:.1f} s, one after the other {default:.1f} s with {cores} "
-            f"threads, {same:.1f} s with {threads}; ratios {swept / default:.2f}, {swept / same:.2f}; processor "
-            f"seconds {middle - start:.1f}, {same_start - middle:.1f}, {end - same_start:.1f}; "
+            f"threads, {same:.1f} s with {threads}; ratios {swept / default:.2f}, {swept / same:.2f}; "
             f"load {os.getloadavg()[0]:.1f}",
             flush=True,
         )
@@ -102,30 +89,23 @@ def two_jobs(name: str, rounds: int) -> None:
 def overhead(jobs: int, rounds: int) -> None:
     """On one core, so that the sweep runs one job at a time and both do the same work."""
     one = {min(os.sched_getaffinity(0))}
-    extra, startup, burnt = [], [], []
+    extra, startup = [], []
     seeds = ",".join(map(str, range(jobs)))
     for number in range(rounds):
-        marks = [processor_seconds()]
         singles = sum(run(*TRIVIAL, f"seed={seed}", threads=1, cores=one) for seed in range(jobs))
-        marks.append(processor_seconds())
         few = run("-m", *TRIVIAL, "seed=0", cores=one)
-        marks.append(processor_seconds())
         many = run("-m", *TRIVIAL, f"seed={seeds}", cores=one)
-        marks.append(processor_seconds())
-        used = [after - before for before, after in itertools.pairwise(marks)]
-        burnt.append((used[2] - used[1]) / (jobs - 1) - used[0] / jobs)
         # the sweep's own start and end, once, and what each further job adds
         extra.append((many - few) / (jobs - 1) - singles / jobs)
         startup.append(few - singles / jobs)
         print(
             f"overhead round {number + 1}: {jobs} single commands {singles:.1f} s, a sweep of one {few:.1f} s, "
-            f"of {jobs} {many:.1f} s; processor seconds {', '.join(f'{s:.1f}' for s in used)}; "
+            f"of {jobs} {many:.1f} s; "
             f"load {os.getloadavg()[0]:.1f}",
             flush=True,
         )
     print(
-        f"overhead per job {statistics.median(extra):.2f} s over a single command ({statistics.median(burnt):.2f} "
-        f"processor seconds, which other work disturbs less), and "
+        f"overhead per job {statistics.median(extra):.2f} s over a single command, and "
         f"{statistics.median(startup):.2f} s once for the sweep itself, its imports included (medians of {rounds})\n"
     )
 
