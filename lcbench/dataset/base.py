@@ -72,8 +72,11 @@ class Batch:
         """Examples ``start`` to ``stop - 1`` as ``select`` gives them, without copying: not to be changed in place."""
         if self.padding is None:
             return self.map(lambda tensor: tensor[start:stop])
-        longest = self.padding.shape[1] - int(self.padding[start:stop].sum(1).min())
-        return self.map(lambda tensor: tensor[start:stop] if tensor.dim() < 2 else tensor[start:stop, :longest])
+        least, most = self.padding[start:stop].sum(1).aminmax()
+        longest = self.padding.shape[1] - int(least)
+        cut = self.map(lambda tensor: tensor[start:stop] if tensor.dim() < 2 else tensor[start:stop, :longest])
+        # rows of one length, which mechanisms read without looking at every token's facts
+        return dataclasses.replace(cut, padding=None) if bool(least == most) else cut
 
     def times(self, start: int, stop: int) -> Batch:
         """Positions ``start`` to ``stop - 1`` of every example."""

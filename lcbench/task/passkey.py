@@ -58,8 +58,12 @@ class Passkey(Task):
 
     Args:
         length: tokens of the longest training example, answer included.
-        min_length: tokens of the shortest; lengths are uniform between the two. None: half of ``length``, or what the
-            facts need. Where a mechanism reads in segments, a range shows it different numbers of them.
+        min_length: tokens of the shortest. None: half of ``length``, or what the facts need. Where a mechanism reads in
+            segments, a range shows it different numbers of them.
+        lengths: how they are spread between the two: ``uniform``, or ``log_uniform``, every doubling as often as
+            another.
+        same_length: training examples in a row that have one length. With as many as a batch holds, no batch has
+            padding, and short ones cost little.
         digits: of a number; 0 may lead.
         keys: different keys; the question names one.
         values: numbers of each key, all to be answered.
@@ -73,6 +77,8 @@ class Passkey(Task):
         *,
         length: Length = 128,
         min_length: Length | None = None,
+        lengths: Literal["uniform", "log_uniform"] = "uniform",
+        same_length: int = 1,
         digits: int = 3,
         keys: int = 1,
         values: int = 1,
@@ -100,6 +106,9 @@ class Passkey(Task):
         self._check_length("task.min_length", self.min_length)
         if self.min_length > length:
             raise refuse("task.min_length", self.min_length, f"is above task.length={length}", length)
+        if same_length < 1:
+            raise refuse("task.same_length", same_length, "is no number of examples", 1)
+        self.log_uniform, self.same_length = lengths == "log_uniform", same_length
         labels = (chr(ord("A") + label) for label in range(LABELS))
         self.vocabulary = (
             *(chr(ord("a") + symbol) for symbol in range(UNIT)),
@@ -129,7 +138,7 @@ class Passkey(Task):
     def sample(self, rng: np.random.Generator, n: int, evaluation_set: str) -> Batch:
         cell = self._cell(evaluation_set)
         if cell.length is None:
-            lengths = rng.integers(self.min_length, self.length, n, endpoint=True)
+            lengths = self._lengths(rng, n, self.same_length if evaluation_set == TRAIN else 1)
         else:
             lengths = np.full(n, cell.length)
         filler = lengths - self.fixed
@@ -183,6 +192,16 @@ class Passkey(Task):
                 "distance": torch.from_numpy(question - start[first] - self.fact),
             },
         )
+
+    def _lengths(self, rng: np.random.Generator, n: int, same: int) -> np.ndarray:
+        """Tokens of ``n`` examples, ``same`` of which in a row have one length: int64 ``[n]``."""
+        draws = -(-n // same)
+        if self.log_uniform:
+            low, high = np.log([self.min_length, self.length + 1])
+            drawn = np.exp(rng.uniform(low, high, draws)).astype(np.int64).clip(self.min_length, self.length)
+        else:
+            drawn = rng.integers(self.min_length, self.length, draws, endpoint=True)
+        return np.repeat(drawn, same)[:n]
 
     def _facts(
         self, rng: np.random.Generator, filler: np.ndarray, depth: int | None

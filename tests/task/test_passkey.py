@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lcbench.dataset.base import TRAIN, Batch
-from lcbench.dataset.synthetic import Examples
+from lcbench.dataset.synthetic import Examples, Synthetic
 from lcbench.errors import ConfigurationError
 from lcbench.task.passkey import Passkey
 from tests.oracles import passkey as oracle
@@ -264,6 +264,7 @@ def test_the_loss_is_at_the_answer_or_everywhere() -> None:
     [
         ({"length": 12}, "task.length=12 is shorter than the 13 tokens of 1 fact, .* be cut; .* task.length=13"),
         ({"min_length": 12}, "task.min_length=12 is shorter"),
+        ({"same_length": 0}, "task.same_length=0 is no number of examples; .* task.same_length=1"),
         ({"min_length": 129}, "task.min_length=129 is above task.length=128; .* task.min_length=128"),
         ({"digits": 0}, "task.digits=0 is not between 1 and 9; .* task.digits=1"),
         ({"keys": 17}, "task.keys=17 is not between 1 and 16; .* task.keys=16"),
@@ -283,3 +284,17 @@ def test_a_set_that_would_be_cut_is_refused() -> None:
         Passkey().token_length("noise_length_10_depth_5")
     with pytest.raises(ConfigurationError, match="no set 'depth_101'"):
         Passkey().token_length("depth_101")
+
+
+def test_every_doubling_of_length_is_as_frequent_and_batches_have_one_length():
+    task = Passkey(length=1023, min_length=64, lengths="log_uniform", same_length=8)
+    lengths = task.sample(np.random.default_rng(0), 64_000, TRAIN).facts["length"].view(-1, 8)
+    assert bool((lengths == lengths[:, :1]).all())
+    # 64 to 127, 128 to 255, 256 to 511, 512 to 1023: a quarter each, within 4 sigma
+    shares = torch.bincount(lengths[:, 0].log2().floor().long(), minlength=10)[6:] / len(lengths)
+    assert len(shares) == 4
+    assert bool(((shares - 0.25).abs() < 4 * (0.25 * 0.75 / len(lengths)) ** 0.5).all())
+    assert len(task.sample(np.random.default_rng(0), 64, "in_distribution").facts["length"].unique()) > 8
+    batch = Synthetic(task, 0, 8).batch(5)
+    assert batch.padding is None
+    assert batch.tokens.shape == (8, int(batch.facts["length"][0]) - 1)
