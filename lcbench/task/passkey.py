@@ -58,8 +58,8 @@ class Passkey(Task):
 
     Args:
         length: tokens of the longest training example, answer included.
-        min_length: tokens of the shortest. None: half of ``length``, or what the facts need. Where a mechanism reads in
-            segments, a range shows it different numbers of them.
+        min_length: tokens of the shortest. None: half of ``length``, or what the facts need. Where a mechanism reads
+            in segments, a range shows it different numbers of them.
         lengths: how they are spread between the two: ``uniform``, or ``log_uniform``, every doubling as often as
             another.
         same_length: training examples in a row that have one length. With as many as a batch holds, no batch has
