@@ -65,6 +65,10 @@ class Counts:
         except ConfigurationError as error:
             self.reason = str(error)
             return None
+        except Exception as error:
+            # a mechanism may fail on tensors without values and work on others
+            self.reason = f"{type(error).__name__} without values: {' '.join(str(error).split())[:200]}"
+            return None
         if law is None or length < 2 * self._step:
             return None
         operations, held = law
@@ -74,6 +78,8 @@ class Counts:
         """Whether a count is there, or will be soon."""
         if length in self._made:
             return True
+        if self.reason:
+            return False
         if self._seconds is None:
             self._count(min(length, STEP))
             return self._quick(length)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -93,8 +94,10 @@ def _panel(
     colour = alt.Color(
         "composition:N", sort=domain, scale=alt.Scale(domain=domain, range=list(colours.values())), legend=legend
     )
-    x = alt.X("tokens:Q", scale=alt.Scale(type="log", nice=False, padding=14), title="tokens", axis=_axis(alt, "~s"))
-    y = alt.Y("cost:Q", scale=alt.Scale(type="log", padding=14), title=unit, axis=_axis(alt, "~g"))
+    ticks = sorted({line["tokens"] for line in lines})
+    scale = alt.Scale(type="log", nice=False, padding=16)
+    x = alt.X("tokens:Q", scale=scale, title="tokens", axis=alt.Axis(format="~s", values=ticks, labelOverlap="greedy"))
+    y = alt.Y("cost:Q", scale=scale, title=unit, axis=alt.Axis(format="~g", labelOverlap="greedy"))
     base = alt.Chart(alt.Data(values=lines)).encode(x=x, y=y, color=colour)
     drawn = base.mark_line(strokeWidth=2).encode(
         strokeDash=alt.StrokeDash(
@@ -106,16 +109,14 @@ def _panel(
     if crossings:
         at = alt.Chart(alt.Data(values=crossings)).encode(x=x, y=y, color=colour)
         drawn = drawn + at.mark_point(shape="circle", size=260, strokeWidth=2, filled=False, opacity=1)
-        drawn = drawn + at.mark_text(dy=-18, fontSize=12, fontWeight="bold").encode(text="text:N")
+        text = {"dy": -20, "fontSize": 12, "fontWeight": "bold"}
+        # on a white rim, so that it can be read on top of a line
+        rim = at.mark_text(**text, stroke="white", strokeWidth=4, strokeJoin="round")
+        drawn = drawn + rim.encode(text="text:N") + at.mark_text(**text).encode(text="text:N")
     return drawn.properties(width=380, height=330, title=TITLES[name])
 
 
-def _axis(alt: Any, numbers: str) -> Any:
-    """Powers of ten and what lies between, without labels on top of each other."""
-    return alt.Axis(format=numbers, labelOverlap="greedy", tickCount=6)
-
-
 def _short(length: float) -> str:
-    if length >= 1e6:
-        return f"{length / 1e6:.2g}M"
-    return f"{length / 1e3:.2g}k" if length >= 1e3 else f"{length:.0f}"
+    """Two digits: 3.2k, 320k."""
+    rounded = round(length, 1 - math.floor(math.log10(length)))
+    return f"{rounded / 1e6:g}M" if rounded >= 1e6 else f"{rounded / 1e3:g}k" if rounded >= 1e3 else f"{rounded:g}"

@@ -73,19 +73,25 @@ def power_law(costs: Mapping[int, float]) -> PowerLaw | None:
     )
 
 
+#: a crossing further out than so many times the longest length is no statement
+FURTHEST = 1000
+
+
 @dataclass(frozen=True)
 class Crossing:
     """From which length on a mechanism costs less than full attention.
 
     Args:
         how: ``measured``: interpolated between two measured lengths; ``extrapolated``: from the last length both were
-            measured at, by the fitted exponents; ``always``: less at all of them; ``never``: it costs more at the last
-            one and grows no slower; ``unknown``: they have no length in common.
+            measured at, by the exponent of their ratio; ``always``: less at all of them; ``never``: it costs more at
+            the last one and grows no slower, or so little slower that they would meet beyond ``FURTHEST`` times the
+            longest length; ``unclear``: the interval of the ratio's exponent holds 0; ``unknown``: they have no two
+            lengths in common.
         length: tokens, where there is a crossing.
         cost: what both cost there.
     """
 
-    how: Literal["measured", "extrapolated", "always", "never", "unknown"]
+    how: Literal["measured", "extrapolated", "always", "never", "unclear", "unknown"]
     length: float | None = None
     cost: float | None = None
 
@@ -106,13 +112,16 @@ def crossing(costs: Mapping[int, float], full: Mapping[int, float]) -> Crossing:
                 share = excess[below] / (excess[below] - excess[above])
                 return Crossing("measured", _between(below, above, share), _between(full[below], full[above], share))
         return Crossing("always")
-    laws = power_law({n: costs[n] for n in lengths}), power_law({n: full[n] for n in lengths})
-    if laws[0] is None or laws[1] is None or laws[0].exponent >= laws[1].exponent:
-        return Crossing("never" if len(lengths) > 1 else "unknown")
-    further = excess[last] / (laws[1].exponent - laws[0].exponent)
-    if further > 100:
+    ratio = power_law({length: costs[length] / full[length] for length in lengths})
+    growth = power_law({length: full[length] for length in lengths})
+    if ratio is None or growth is None:
+        return Crossing("unknown")
+    if ratio.exponent >= 0 or excess[last] / -ratio.exponent > math.log(FURTHEST):
         return Crossing("never")
-    return Crossing("extrapolated", last * math.exp(further), full[last] * math.exp(further * laws[1].exponent))
+    if ratio.high >= 0:
+        return Crossing("unclear")
+    further = excess[last] / -ratio.exponent
+    return Crossing("extrapolated", last * math.exp(further), full[last] * math.exp(further * growth.exponent))
 
 
 def _between(low: float, high: float, share: float) -> float:

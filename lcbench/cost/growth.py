@@ -14,7 +14,7 @@ from lcbench.attention.base import Attention
 from lcbench.cost.apart import BrokenOffError, OutOfMemoryError, apart
 from lcbench.cost.board import Board
 from lcbench.cost.counts import Counts
-from lcbench.cost.measure import READING, Peak, peak, seconds
+from lcbench.cost.measure import READING, Peak, peak, times
 from lcbench.cost.memory import available_memory_bytes
 from lcbench.cost.plan import Subject
 from lcbench.cost.points import Point, Store
@@ -221,17 +221,17 @@ class Growth:
         self.board.show(f"{length:,} tokens: {self.settings.rounds} rounds of all", self._done, self._left())
         works = [(series.subject.work, series.name) for series in entering]
         try:
-            found = apart(seconds, works, length, self.settings.rounds, self.settings.clock)
+            found = apart(times, works, length, self.settings.rounds, self.settings.clock)
         except (OutOfMemoryError, ConfigurationError, BrokenOffError) as error:
             for series in entering:
                 self._end(series, length, f"while times were taken: {error}")
             return
         points = []
-        for series, readings in zip(entering, found, strict=True):
+        for series, taken in zip(entering, found, strict=True):
             point = self.store.get(series.subject.work, series.name, length)
             assert point is not None
-            point.seconds = readings
-            self._done += sum(readings)
+            point.seconds, point.processor_share = taken.seconds, taken.processor_share
+            self._done += sum(taken.seconds)
             points.append(point)
             series.points[length] = point
         self.store.put(points)

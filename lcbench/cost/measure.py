@@ -45,8 +45,21 @@ def peak(work: Work, length: int, name: Pass) -> Peak:
     return Peak(added, time.perf_counter() - began)
 
 
-def seconds(works: Sequence[tuple[Work, Pass]], length: int, rounds: int, clock: str) -> list[list[float]]:
-    """Seconds of every pass in every round; each round runs all of them once, one after the other.
+@dataclass(frozen=True)
+class Times:
+    """What one pass took.
+
+    Args:
+        seconds: of each round.
+        processor_share: processor time in a share of wall time, over all rounds.
+    """
+
+    seconds: list[float]
+    processor_share: float
+
+
+def times(works: Sequence[tuple[Work, Pass]], length: int, rounds: int, clock: str) -> list[Times]:
+    """The time of every pass in every round; each round runs all of them once, one after the other.
 
     Each runs once before, uncounted. A pass that is over within ``READING`` is repeated, and its mean is taken.
     """
@@ -58,16 +71,21 @@ def seconds(works: Sequence[tuple[Work, Pass]], length: int, rounds: int, clock:
         began = time.perf_counter()
         _run(step, name)
         repeats.append(max(1, math.ceil(READING / max(time.perf_counter() - began, 1e-6))))
-    now = CLOCKS[clock]
-    found: list[list[float]] = [[] for _ in steps]
+    readings: list[list[dict[str, float]]] = [[] for _ in steps]
     for _ in range(rounds):
-        for (step, name), times, readings in zip(steps, repeats, found, strict=True):
-            began = now()
-            for _ in range(times):
+        for (step, name), often, found in zip(steps, repeats, readings, strict=True):
+            starts = {kind: now() for kind, now in CLOCKS.items()}
+            for _ in range(often):
                 step.run(name)
             _wait(step.work.device)
-            readings.append((now() - began) / times)
-    return found
+            found.append({kind: (now() - starts[kind]) / often for kind, now in CLOCKS.items()})
+    return [
+        Times(
+            seconds=[reading[clock] for reading in found],
+            processor_share=sum(reading["cpu"] for reading in found) / sum(reading["wall"] for reading in found),
+        )
+        for found in readings
+    ]
 
 
 def _prepare(work: Work) -> None:

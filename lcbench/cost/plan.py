@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,8 @@ def plan(words: Sequence[str], overlays: Sequence[Path], scope: Scope) -> Plan:
     directories = [config_directory(), *overlays]
     for group in ("attention", "position"):
         combinations = _with_own_options(combinations, group, directories)
-    varying = {key for key in listed if len({combination.get(key) for combination in combinations}) > 1}
+    words_of = {key: {combination[key] for combination in combinations if key in combination} for key in listed}
+    varying = {key for key, found_words in words_of.items() if len(found_words) > 1}
     found: dict[str, Subject] = {}
     refused, notes = [], []
     config: dict[str, Any] = {}

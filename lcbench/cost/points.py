@@ -41,6 +41,7 @@ class Point:
         step_seconds: of the single step whose memory was measured, the first of its process.
         peak_bytes: what that step added to the process's peak; None where the system does not say.
         seconds: of each round; empty until they were measured.
+        processor_share: processor time in a share of wall time meanwhile; below 1 where others were running.
         operations: by shapes; None where they cannot be told.
         predicted_bytes: the peak by shapes.
         exact: whether both were counted, or follow from counts without any rest.
@@ -54,6 +55,7 @@ class Point:
     step_seconds: float
     peak_bytes: int | None
     seconds: list[float] = field(default_factory=list)
+    processor_share: float = 1.0
     operations: float | None = None
     predicted_bytes: float | None = None
     exact: bool = True

@@ -17,18 +17,27 @@ from lcbench.cost.step import PASSES, Work
 from lcbench.cost.summary import QUANTITIES, Further, Row
 from lcbench.results.sizes import human_bytes, human_count, human_seconds
 
+#: processor time in a share of wall time, below which somebody else was running
+BUSY = 0.9
+
+WITHOUT_LENGTH = {
+    "always": "the shortest length on",
+    "never": "no length, by the fit",
+    "unclear": "not told by these lengths",
+    "unknown": "-",
+}
+
 
 def show(console: Console, rows: Sequence[Row], plan: Plan, settings: Settings) -> None:
     """Print what was measured, and what follows from it."""
     console.print(Text("\n" + scope_of(rows[0].subject.work, settings), style="dim"))
     for tables in (point_tables, exponent_tables, crossing_tables, check_tables, further_tables):
-        for table in tables(rows):
-            # a title above its table is not broken to the table's width
-            console.print(Text(f"\n{table.caption}", style="bold"))
-            table.caption = None
+        for title, table in tables(rows):
+            # not the table's own title, which would be broken to the table's width
+            console.print(Text(f"\n{title}", style="bold"))
             console.print(table)
     console.print()
-    for line in _notes(rows, plan):
+    for line in _notes(rows, plan, settings):
         console.print(Text(f"- {line}", style="dim"), soft_wrap=True)
 
 
@@ -49,10 +58,10 @@ def scope_of(work: Work, settings: Settings) -> str:
     )
 
 
-def point_tables(rows: Sequence[Row]) -> Iterator[Table]:
+def point_tables(rows: Sequence[Row]) -> Iterator[tuple[str, Table]]:
     """A table a pass: a row a composition and length."""
     for name in PASSES:
-        table = _table(TITLES[name], "tokens", "time", "of full", "peak", "operations", "state after")
+        table = _table("tokens", "time", "of full", "peak", "operations", "state after")
         for row in rows:
             if row.name == name and row.points:
                 table.add_row(row.subject.label)
@@ -68,12 +77,12 @@ def point_tables(rows: Sequence[Row]) -> Iterator[Table]:
                         "-" if point.state_bytes is None else human_bytes(point.state_bytes),
                     )
         if table.row_count:
-            yield table
+            yield TITLES[name], table
 
 
-def exponent_tables(rows: Sequence[Row]) -> Iterator[Table]:
+def exponent_tables(rows: Sequence[Row]) -> Iterator[tuple[str, Table]]:
     """The fitted exponents."""
-    table = _table("cost ~ tokens ^ exponent, with 95 % interval", "", "time", "peak memory", "fitted to tokens")
+    table = _table("", "time", "peak memory", "fitted to tokens")
     for label, group in _by_label(row for row in rows if row.laws["time"] is not None):
         table.add_row(label)
         for row in group:
@@ -82,7 +91,7 @@ def exponent_tables(rows: Sequence[Row]) -> Iterator[Table]:
             cells = (_exponent(law), _exponent(row.laws["memory"]))
             table.add_row(f"  {TITLES[row.name]}", *cells, f"{law.shortest:,} to {law.longest:,}")
     if table.row_count:
-        yield table
+        yield "cost ~ tokens ^ exponent, with 95 % interval", table
 
 
 def _exponent(law: PowerLaw | None) -> str:
@@ -92,32 +101,32 @@ def _exponent(law: PowerLaw | None) -> str:
     return f"{law.exponent:.2f}{interval}"
 
 
-def crossing_tables(rows: Sequence[Row]) -> Iterator[Table]:
+def crossing_tables(rows: Sequence[Row]) -> Iterator[tuple[str, Table]]:
     """From which length on each costs less than full attention."""
-    table = _table("cheaper than full attention from", "", "time", "peak memory")
+    table = _table("", "time", "peak memory")
     compared = (row for row in rows if not row.reference and row.crossings["time"].how != "unknown")
     for label, group in _by_label(compared):
         table.add_row(label)
         for row in group:
             table.add_row(f"  {TITLES[row.name]}", *(_crossing(row.crossings[kind]) for kind in QUANTITIES))
     if table.row_count:
-        yield table
+        yield "cheaper than full attention from", table
 
 
 def _crossing(found: Crossing) -> str:
     if found.length is None:
-        return {"always": "the shortest length on", "never": "no length, by the fit"}.get(found.how, "-")
-    about = f"{found.length:,.0f} tokens" if found.length < 1e9 else f"{found.length:.1e} tokens"
+        return WITHOUT_LENGTH[found.how]
+    about = f"{found.length:,.0f} tokens"
     return about if found.how == "measured" else f"{about} (extrapolated)"
 
 
-def check_tables(rows: Sequence[Row]) -> Iterator[Table]:
+def check_tables(rows: Sequence[Row]) -> Iterator[tuple[str, Table]]:
     """Measured over predicted."""
     title = (
         "measured / predicted, at the longest length: the peak by shapes, the time by the fit to all shorter lengths, "
         "and by the operations from that at the length before"
     )
-    table = _table(title, "", "tokens", "peak", "time by fit", "time by operations")
+    table = _table("", "tokens", "peak", "time by fit", "time by operations")
     for label, group in _by_label(row for row in rows if row.check is not None):
         table.add_row(label)
         for row in group:
@@ -127,21 +136,20 @@ def check_tables(rows: Sequence[Row]) -> Iterator[Table]:
             cells = ["-" if ratio is None else f"{ratio:.2f}" for ratio in ratios]
             table.add_row(f"  {TITLES[row.name]}", f"{check.length:,}", *cells)
     if table.row_count:
-        yield table
+        yield title, table
 
 
-def further_tables(rows: Sequence[Row]) -> Iterator[Table]:
+def further_tables(rows: Sequence[Row]) -> Iterator[tuple[str, Table]]:
     """A table a length that nobody ran: the whole sequence at once."""
     for number, length in enumerate(further.length for further in rows[0].further):
         table = _table(
-            f"extrapolated to {length:,} tokens at once, with 95 % interval of the fit",
             *("", "operations", "peak", "state after", "time by operations", "time by fit"),
         )
         for label, group in _by_label(row for row in rows if row.points):
             table.add_row(label)
             for row in group:
                 table.add_row(f"  {TITLES[row.name]}", *_further(row.further[number]))
-        yield table
+        yield f"extrapolated to {length:,} tokens at once, with 95 % interval of the fit", table
 
 
 def _further(further: Further) -> Iterator[str]:
@@ -159,7 +167,13 @@ def _by_label(rows: Iterable[Row]) -> Iterator[tuple[str, Iterator[Row]]]:
     return groupby(rows, lambda row: row.subject.label)
 
 
-def _notes(rows: Sequence[Row], plan: Plan) -> Iterator[str]:
+def _notes(rows: Sequence[Row], plan: Plan, settings: Settings) -> Iterator[str]:
+    shares = [point.processor_share for row in rows for point in row.points.values()]
+    if settings.clock == "wall" and rows[0].subject.work.device == "cpu" and min(shares) < BUSY:
+        yield (
+            f"the machine had other work: at some length the processor worked {100 * min(shares):.0f} % of the time; "
+            "exponents of wall time then mean little, --clock cpu takes the processor's time"
+        )
     for row in rows:
         if row.end is not None:
             yield f"{row.subject.label}, {TITLES[row.name]}: stopped before {row.end[0]:,} tokens: {row.end[1]}"
@@ -173,8 +187,8 @@ def _notes(rows: Sequence[Row], plan: Plan) -> Iterator[str]:
         yield "~: counts that leave a rest beside the polynomial they are continued by"
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(caption=title, box=None, pad_edge=False)
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False)
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left", no_wrap=number == 0)
     return table
