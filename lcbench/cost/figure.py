@@ -68,7 +68,8 @@ def _panel(
 ) -> Any:
     """One pass: a line a composition, and a ring at each crossing with full attention."""
     unit, size = UNITS[quantity]
-    lines, crossings = [], []
+    lines: list[dict[str, Any]] = []
+    crossings: list[dict[str, Any]] = []
     for row in rows:
         if row.name != name:
             continue

@@ -116,10 +116,10 @@ def crossing(costs: Mapping[int, float], full: Mapping[int, float]) -> Crossing:
     growth = power_law({length: full[length] for length in lengths})
     if ratio is None or growth is None:
         return Crossing("unknown")
+    if ratio.low < 0 <= ratio.high:
+        return Crossing("unclear")
     if ratio.exponent >= 0 or excess[last] / -ratio.exponent > math.log(FURTHEST):
         return Crossing("never")
-    if ratio.high >= 0:
-        return Crossing("unclear")
     further = excess[last] / -ratio.exponent
     return Crossing("extrapolated", last * math.exp(further), full[last] * math.exp(further * growth.exponent))
 

@@ -18,9 +18,10 @@ import pytest
 from rich.console import Console
 
 from lcbench.cli import main
+from lcbench.completion import COST_OPTIONS
 from lcbench.cost import growth
 from lcbench.cost.board import Board
-from lcbench.cost.command import folder_of
+from lcbench.cost.command import FLAGS, VALUES, folder_of
 from lcbench.cost.figure import figure
 from lcbench.cost.growth import Growth, Settings
 from lcbench.cost.plan import plan
@@ -44,6 +45,12 @@ def cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Callab
         return code, said.out + said.err
 
     return call
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures take longer than all else at these lengths."""
+    monkeypatch.setitem(sys.modules, "altair", None)
 
 
 def kept(tmp_path: Path) -> dict[str, Any]:
@@ -84,7 +91,7 @@ def test_a_run_measures_fits_draws_and_keeps(cost, tmp_path) -> None:
     assert 1e19 < billion["full", "forward"]["operations"] < 1e21
 
 
-def test_finished_points_are_kept_and_further_lengths_join_them(cost, tmp_path) -> None:
+def test_finished_points_are_kept_and_further_lengths_join_them(cost, tmp_path, undrawn) -> None:
     words = (*TINY, "--rounds", "1")
     assert cost(*words, "--lengths", "32")[0] == 0
     before = kept(tmp_path)["points"]
@@ -106,7 +113,7 @@ def test_points_of_another_machine_or_code_do_not_count(tmp_path) -> None:
     assert "cannot be read" in Store(tmp_path, {}).forgotten
 
 
-def test_the_whole_network_and_csv_on_standard_output(tmp_path, monkeypatch, capsys) -> None:
+def test_the_whole_network_and_csv_on_standard_output(tmp_path, monkeypatch, capsys, undrawn) -> None:
     monkeypatch.chdir(tmp_path)
     words = ("model=lstm", "task.length=16", "--model", "--lengths", "16,32", "--rounds", "1", *SMALL[:1], SMALL[2])
     assert main(["cost", *words, "--csv", "-", "--json", "all.json"]) == 0
@@ -219,11 +226,14 @@ def test_memory_still_shows_footprints(cost) -> None:
     assert "numbers carried" in screen
 
 
-def test_without_the_packages_the_points_are_kept_all_the_same(cost, tmp_path, monkeypatch) -> None:
-    monkeypatch.setitem(sys.modules, "altair", None)
+def test_without_the_packages_the_points_are_kept_all_the_same(cost, tmp_path, undrawn) -> None:
     code, screen = cost(*TINY, "--lengths", "32", "--rounds", "1")
     assert code == 0
     assert "pip install 'lcbench[figures]'" in screen
     assert len(kept(tmp_path)["points"]) == 4
     with pytest.raises(ConfigurationError, match="no figures without altair"):
         figure([], QUANTITIES[0], "", [])
+
+
+def test_completion_knows_every_option() -> None:
+    assert {option.rstrip("=") for option in COST_OPTIONS} == {*VALUES, *FLAGS}

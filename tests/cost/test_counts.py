@@ -7,6 +7,7 @@ import torch
 
 from lcbench.composition import compose, construct_model
 from lcbench.cost.analytic import count, estimate
+from lcbench.cost.apart import apart
 from lcbench.cost.counts import Counts
 from lcbench.cost.measure import WARM_UP, peak
 from lcbench.cost.step import PASSES, Step, Work, counted
@@ -58,9 +59,9 @@ def test_a_layer_is_its_projections_and_its_pairs() -> None:
 @pytest.mark.parametrize("name", PASSES)
 def test_counts_continue_as_they_would_be_counted(attention: str, name: str, monkeypatch) -> None:
     one = work(f"attention={attention}", "position=none")
-    far = 2048
+    far = 4096
     monkeypatch.setattr("lcbench.cost.counts.PATIENCE", 0.0)
-    monkeypatch.setattr("lcbench.cost.counts.STEP", 128)
+    monkeypatch.setattr("lcbench.cost.counts.STEP", 512)
     continued = Counts(one, name).at(far)  # type: ignore[arg-type]
     real = count(counted(one, far, name))  # type: ignore[arg-type]
     assert continued is not None
@@ -93,8 +94,8 @@ def test_a_table_of_positions_ends() -> None:
 def test_measured_peaks_are_near_what_shapes_say() -> None:
     one = work("attention=full", "position=rope", "model.d_model=256", "model.n_heads=4")
     length = 8 * WARM_UP
-    measured = peak(one, length, "training")
+    measured = apart(peak, one, length, "training")
     if measured.bytes is None:
         pytest.skip("this system does not let a process forget its peak")
     counted_bytes = count(counted(one, length, "training")).peak_bytes
-    assert 0.8 < measured.bytes / counted_bytes < 2.0
+    assert 0.8 < measured.bytes / counted_bytes < 2.5
