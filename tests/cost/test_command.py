@@ -30,7 +30,7 @@ from lcbench.cost.summary import QUANTITIES, Row, summarise
 from lcbench.errors import ConfigurationError
 
 SMALL = ("model.d_model=16", "model.n_heads=2", "trainer.threads=1")
-TINY = ("attention=full,infini", "position=rope", *SMALL)
+TINY = ("attention=full,infini", "position=rope", "attention.segment=256", *SMALL)
 
 
 @pytest.fixture

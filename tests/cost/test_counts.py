@@ -55,10 +55,18 @@ def test_a_layer_is_its_projections_and_its_pairs() -> None:
     assert count(counted(full, n, "training")).operations == 3 * projections + pairs * 7 // 2
 
 
-@pytest.mark.parametrize("attention", ["infini", "linear", "sliding_window"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("attention=infini", "attention.segment=256"),
+        ("attention=sliding_window",),
+        ("attention=transformer_xl", "attention.segment=256"),
+    ],
+    ids=lambda words: words[0],
+)
 @pytest.mark.parametrize("name", PASSES)
-def test_counts_continue_as_they_would_be_counted(attention: str, name: str, monkeypatch) -> None:
-    one = work(f"attention={attention}", "position=none")
+def test_counts_continue_as_they_would_be_counted(words: tuple[str, ...], name: str, monkeypatch) -> None:
+    one = work(*words, "position=none")
     far = 4096
     monkeypatch.setattr("lcbench.cost.counts.PATIENCE", 0.0)
     monkeypatch.setattr("lcbench.cost.counts.STEP", 512)
