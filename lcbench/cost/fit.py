@@ -85,7 +85,7 @@ class Crossing:
         how: ``measured``: interpolated between two measured lengths; ``extrapolated``: from the last length both were
             measured at, by the exponent of their ratio; ``always``: less at all of them; ``never``: it costs more at
             the last one and grows no slower, or so little slower that they would meet beyond ``FURTHEST`` times the
-            longest length; ``unclear``: the interval of the ratio's exponent holds 0; ``unknown``: they have no two
+            longest length; ``unclear``: the interval of the ratio's exponent holds 0, or fewer than three lengths give none; ``unknown``: they have no two
             lengths in common.
         length: tokens, where there is a crossing.
         cost: what both cost there.
@@ -116,7 +116,7 @@ def crossing(costs: Mapping[int, float], full: Mapping[int, float]) -> Crossing:
     growth = power_law({length: full[length] for length in lengths})
     if ratio is None or growth is None:
         return Crossing("unknown")
-    if ratio.low < 0 <= ratio.high:
+    if ratio.lengths < 3 or ratio.low < 0 <= ratio.high:
         return Crossing("unclear")
     if ratio.exponent >= 0 or excess[last] / -ratio.exponent > math.log(FURTHEST):
         return Crossing("never")

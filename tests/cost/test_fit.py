@@ -79,6 +79,10 @@ def test_noise_is_no_crossing() -> None:
     )
 
 
+def test_two_points_tell_no_crossing_beyond_them() -> None:
+    assert crossing({n: 1e6 * n for n in LENGTHS[:2]}, {n: float(n * n) for n in LENGTHS[:2]}).how == "unclear"
+
+
 def test_lengths_that_full_attention_did_not_reach_do_not_count() -> None:
     found = crossing({n: 3_000.0 * n for n in (*LENGTHS, 10**6)}, {n: float(n * n) for n in LENGTHS})
     assert found.length == pytest.approx(3_000)
