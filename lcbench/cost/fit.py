@@ -85,8 +85,8 @@ class Crossing:
         how: ``measured``: interpolated between two measured lengths; ``extrapolated``: from the last length both were
             measured at, by the exponent of their ratio; ``always``: less at all of them; ``never``: it costs more at
             the last one and grows no slower, or so little slower that they would meet beyond ``FURTHEST`` times the
-            longest length; ``unclear``: the interval of the ratio's exponent holds 0, or fewer than three lengths give none; ``unknown``: they have no two
-            lengths in common.
+            longest length; ``unclear``: the interval of the ratio's exponent holds 0, or fewer than three lengths
+            give none; ``unknown``: they have no length in common.
         length: tokens, where there is a crossing.
         cost: what both cost there.
     """
