@@ -24,6 +24,7 @@ lcbench: which mechanism remembers what it has read, and at what cost
   lcbench resume RUN             continue a stopped run; with trainer.max_steps=N, a new run that goes on from it
   lcbench evaluate RUN [evaluation.key=value ...]    score a trained network elsewhere: lengths=[1k,4k], sets=[sparse]
   lcbench verify [key=value ...] the conformance suite on this composition: a certificate
+  lcbench cost [key=a,b ...]     time, memory, operations and state against length, beside full attention's
   lcbench cost --memory          what each mechanism carries from call to call, by formula and measured
   lcbench doctor                 what this machine has and lacks
 
@@ -33,6 +34,13 @@ options of compare
   --by KEY[,KEY]         rows by these keys alone; --sort COLUMN, or =-COLUMN for the reverse
   --solved 0.01          the error up to which a seed has solved a set
   --csv FILE, --json FILE    everything, for other programs; - is the standard output, and then no table
+
+options of cost
+  --lengths 1k,4k,64k    what is measured; --rounds 5, readings of each time; --clock cpu, in place of wall
+  --model                the whole network, in place of one layer of attention with its projections
+  --seconds 30           a length at which one step would take longer is not measured, nor one that memory cannot hold
+  --extrapolate 1e9      operations, bytes, state and time at lengths that nobody runs
+  --csv FILE, --json FILE
 
 options
   --config-dir DIR   a folder of your own config files, searched beside lcbench's
@@ -46,6 +54,7 @@ examples
   lcbench experiment=cope/flip_flop logger=none
   lcbench show experiment=cope/flip_flop_paper
   lcbench compare outputs/flip_flop --against position=rope
+  lcbench cost attention=sliding_window,infini --lengths 1k,4k,16k,64k --extrapolate 1e9
   lcbench evaluate outputs/flip_flop/default-1a2b3c4d evaluation.sets=[sparse] evaluation.lengths=[1k,4k]
 """
 
@@ -256,17 +265,9 @@ def _verify(words: list[str], overlays: list[Path], trust: bool) -> int:
 
 
 def _cost(words: list[str], overlays: list[Path], trust: bool) -> int:
-    if "--memory" not in words:
-        raise ConfigurationError("cost takes --memory: lcbench cost --memory attention=infini,full.")
-    from rich.console import Console
+    from lcbench.cost.command import cost_command
 
-    from lcbench.footprint import footprint_table, footprints
-
-    console = Console(highlight=False)
-    with console.status("measuring"):
-        found = footprints([word for word in words if word != "--memory"], overlays)
-    console.print(footprint_table(found))
-    return 0
+    return cost_command(words, overlays)
 
 
 def _doctor(words: list[str], overlays: list[Path], trust: bool) -> int:

@@ -11,6 +11,12 @@ from lcbench.errors import ConfigurationError
 
 VERBS = ("list", "show", "compare", "resume", "evaluate", "verify", "cost", "doctor")
 
+#: of `lcbench cost`; what takes a value ends in =
+COST_OPTIONS = (
+    *("--lengths=", "--rounds=", "--seconds=", "--clock=", "--extrapolate=", "--csv=", "--json="),
+    *("--model", "--memory"),
+)
+
 SCRIPTS = {
     "bash": """\
 _lcbench() {
@@ -49,11 +55,16 @@ def complete(words: list[str]) -> list[str]:
     groups = groups_of(directories)
     if earlier[:1] == ["list"]:
         return [group for group in groups if group.startswith(word)]
+    if earlier[:1] == ["cost"] and word.startswith("--"):
+        return [option for option in COST_OPTIONS if option.startswith(word)]
     if "=" in word:
         group, _, value = word.partition("=")
+        # of several values, the last one is being typed
+        before_value, comma, value = value.rpartition(",")
         if group not in groups:
             return []
-        return [f"{group}={choice}" for choice in choices_of(group, directories) if choice.startswith(value)]
+        found = [choice for choice in choices_of(group, directories) if choice.startswith(value)]
+        return [f"{group}={before_value}{comma}{choice}" for choice in found]
     options = [f"{group}=" for group in groups] + ["seed=", "outputs=", "rerun=", "tags="]
     options += [f"{group}." for group in groups if group != "experiment"] if "." not in word else []
     if "." in word:

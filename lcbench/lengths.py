@@ -1,15 +1,16 @@
-"""Lengths as people write them: 64, 64k, 1M. Imports nothing: results are read with it."""
+"""Lengths as people write them: 64, 64k, 1M, 1e9. Imports nothing: results are read with it."""
 
 from __future__ import annotations
 
 import re
 
-_LENGTH = re.compile(r"(\d+(?:\.\d+)?)([kM]?)")
+_LENGTH = re.compile(r"(\d+(?:\.\d+)?(?:e\d{1,2})?)([kM]?)")
 _UNITS = {"": 1, "k": 1_000, "M": 1_000_000}
 
 
 def parse_length(value: object) -> int:
-    """A number of tokens. ``k`` is a thousand and ``M`` a million (64k is 64,000, not 65,536).
+    """A number of tokens. ``k`` is a thousand and ``M`` a million (64k is 64,000, not 65,536);
+    ``e`` is that of a float.
 
     Raises:
         ValueError: if ``value`` is not a whole number of tokens.

@@ -105,6 +105,9 @@ def test_doctor_reports(capsys):
         ("lcbench position=rope position.ba", ["position.base="]),
         ("lcbench see", ["seed="]),
         ("lcbench nonsense=x", []),
+        ("lcbench cost --le", ["--lengths="]),
+        ("lcbench cost --m", ["--model", "--memory"]),
+        ("lcbench cost attention=full,lin", ["attention=full,linear"]),
     ],
 )
 def test_completion(line, expected):

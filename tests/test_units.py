@@ -6,7 +6,8 @@ from lcbench.units import Length
 
 
 @pytest.mark.parametrize(
-    ("text", "tokens"), [(512, 512), ("512", 512), ("64k", 64_000), ("1M", 1_000_000), ("1.5k", 1500), (" 2k ", 2000)]
+    ("text", "tokens"),
+    [(512, 512), ("512", 512), ("64k", 64_000), ("1M", 1_000_000), ("1.5k", 1500), (" 2k ", 2000), ("1e9", 10**9)],
 )
 def test_lengths_are_decimal(text: object, tokens: int) -> None:
     assert parse_length(text) == tokens

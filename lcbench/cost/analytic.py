@@ -12,7 +12,9 @@ diagonal, and the count here leaves out all hidden pairs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +28,9 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode, flop_registry, shape_wrapper
 
 from lcbench.attention.base import Facts
 from lcbench.errors import ConfigurationError
@@ -97,14 +101,9 @@ def estimate(
     """
     batch, time = tokens_shape
     autocast = torch.autocast("cpu", activation_dtype, enabled=activation_dtype != torch.float32)
-    try:
-        with FakeTensorMode(allow_non_fake_inputs=True), _KnownSeeds(), autocast:
-            model = make_model().train()
-            one, two = (_step(model, torch.zeros(n, time, dtype=torch.int64), landmarks) for n in (1, 2))
-    except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException) as error:
-        raise ConfigurationError(
-            f"cost: the model reads values ({error}), so that its cost cannot be told from shapes."
-        ) from error
+    with _shapes_alone(), autocast:
+        model = make_model().train()
+        one, two = (_step(model, torch.zeros(n, time, dtype=torch.int64), landmarks) for n in (1, 2))
     forward, training, activations = (a + (batch - 1) * (b - a) for a, b in zip(one, two, strict=True))
     trained = [p for p in model.parameters() if p.requires_grad]
     trained_bytes = sum(p.numel() * p.element_size() for p in trained)
@@ -119,6 +118,76 @@ def estimate(
         activation_bytes=activations,
         state_bytes=model.state_bytes(batch, time, activation_dtype),
     )
+
+
+@dataclass(frozen=True)
+class Count:
+    """What one piece of work takes.
+
+    Args:
+        operations: multiplications and additions.
+        peak_bytes: the most held at once of what was made on the way: activations, gradients, and buffers between
+            operations; not those inside one.
+    """
+
+    operations: int
+    peak_bytes: int
+
+
+def count(make: Callable[[], tuple[Callable[[], None], Iterable[Tensor]]]) -> Count:
+    """Count some work without doing it.
+
+    Args:
+        make: prepares the work; returns what does it, and the tensors that were there before.
+
+    Raises:
+        ConfigurationError: if the work reads the value of a tensor.
+    """
+    with _shapes_alone():
+        run, before = make()
+        with _Counter(before) as counter:
+            run()
+    return Count(counter.operations, counter.most)
+
+
+class _Counter(TorchDispatchMode):
+    """Counts what is computed within it, as ``FlopCounterMode`` does but several times faster, and the bytes of the
+    storages that are made, each until it is freed.
+
+    Args:
+        before: tensors whose bytes do not count.
+    """
+
+    def __init__(self, before: Iterable[Tensor]) -> None:
+        super().__init__()
+        # kept, so that none is freed and its number given to another
+        self._before = [tensor.untyped_storage() for tensor in before]
+        self._known = {storage._cdata for storage in self._before}
+        self._formulas = flop_registry | {op: shape_wrapper(formula) for op, formula in _FUSED_OPERATIONS.items()}
+        self.operations = self.now = self.most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        formula = self._formulas.get(func._overloadpacket)
+        if formula is not None:
+            self.operations += formula(*args, **kwargs, out_val=result)
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._note(leaf.untyped_storage())
+        return result
+
+    def _note(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self._known:
+            self._known.add(key)
+            self.now += size
+            self.most = max(self.most, self.now)
+            weakref.finalize(storage, self._free, key, size).atexit = False
+
+    def _free(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
 
 
 def saved_bytes(model: Model, run: Callable[[], Tensor]) -> tuple[Tensor, int]:
@@ -154,6 +223,22 @@ def _step(model: Model, tokens: Tensor, landmarks: bool) -> tuple[int, int, int]
         forward = counter.get_total_flops()
         total.backward()
     return forward, counter.get_total_flops(), activations
+
+
+@contextmanager
+def _shapes_alone() -> Iterator[None]:
+    """Within, tensors have shapes and no values.
+
+    Raises:
+        ConfigurationError: where a value is read.
+    """
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True), _KnownSeeds():
+            yield
+    except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException) as error:
+        raise ConfigurationError(
+            f"cost: the model reads values ({error}), so that its cost cannot be told from shapes."
+        ) from error
 
 
 class _KnownSeeds(TorchFunctionMode):

@@ -1,9 +1,11 @@
-"""Peak memory of this process, measured."""
+"""Memory, measured: the peak of this process, what some work adds to it, and what there is left."""
 
 from __future__ import annotations
 
+import ctypes
 import resource
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -41,3 +43,84 @@ def peak_memory_bytes(device: torch.device) -> int:
                 return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def added_peak_bytes(run: Callable[[], object], device: torch.device) -> int | None:
+    """Bytes by which ``run`` raises the peak of this process; best called in a process of its own, after something
+    smaller has made libraries take what they keep.
+
+    Returns:
+        None where the system does not let a process forget its peak.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)  # what was given back before must not hide what is taken now
+    if not reset_peak_memory(device):
+        return None
+    before = peak_memory_bytes(device)
+    run()
+    return peak_memory_bytes(device) - before
+
+
+def available_memory_bytes(device: torch.device, root: Path = Path("/")) -> int | None:
+    """Bytes that can still be taken: on a GPU what its driver says, else the least of what the system and the control
+    groups of this process (a container's or a batch job's limits) leave.
+
+    Args:
+        device: of the tensors.
+        root: where ``proc`` and ``sys`` lie.
+
+    Returns:
+        None where the system says nothing.
+    """
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    left = [*_left_in_system(root), *_left_in_groups(root)]
+    return min(left, default=None)
+
+
+def _left_in_system(root: Path) -> Iterator[int]:
+    try:
+        lines = (root / "proc/meminfo").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        if line.startswith("MemAvailable:"):
+            yield int(line.split()[1]) * 1024
+
+
+def _left_in_groups(root: Path) -> Iterator[int]:
+    """Of the process's control group and of every group around it, in either version of the interface."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            mounted, limit, usage = root / "sys/fs/cgroup", "memory.max", "memory.current"
+        elif "memory" in controllers.split(","):
+            mounted, limit, usage = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+        else:
+            continue
+        group = mounted / path.lstrip("/")
+        # in a container the path is often that outside of it: then only the mounted root is there
+        for folder in (group, *group.parents):
+            left = _left(folder, limit, usage)
+            if left is not None:
+                yield left
+            if folder == mounted:
+                break
+
+
+def _left(folder: Path, limit: str, usage: str) -> int | None:
+    """What a group may still take; files in the page cache that nobody uses are given back when memory is short."""
+    try:
+        most, used = (folder / limit).read_text().strip(), int((folder / usage).read_text())
+        statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return None
+    if most == "max":
+        return None
+    idle = int(statistics.get("total_inactive_file", statistics.get("inactive_file", 0)))
+    return max(0, int(most) - used + idle)

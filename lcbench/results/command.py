@@ -29,7 +29,7 @@ def compare_command(words: list[str]) -> int:
         raise ConfigurationError(
             "--csv - and --json -: only one can go to the standard output; name a file for the other."
         )
-    files = {name: _writable(name, options[name]) for name in FORMATS if name in options and name not in alone}
+    files = {name: writable(name, options[name]) for name in FORMATS if name in options and name not in alone}
     comparison = compare(
         paths,
         metrics=_list(options.get("--metric", "")),
@@ -104,7 +104,12 @@ def _selectors(text: str) -> dict[str, str]:
     return selectors
 
 
-def _writable(name: str, text: str) -> Path:
+def writable(name: str, text: str) -> Path:
+    """The file that an option names, if it can be written.
+
+    Raises:
+        ConfigurationError: if it cannot.
+    """
     file = Path(text)
     if not file.parent.is_dir():
         raise ConfigurationError(f"{name} {text}: there is no folder {file.parent}; make it first.")
