@@ -149,7 +149,8 @@ class Pairs:
             first = self.reach.since(self.first + self.offset + start) - self.first
             if not self.causal:
                 last = min(last, self.reach.until(self.first + self.offset + stop - 1) - self.first + 1)
-        return max(0, first), last
+        # a block has some key, if only to hide it
+        return max(0, min(first, last - 1)), last
 
     def square(self, block: Block) -> bool:
         """Whether the block's keys are its queries' own, each seen by all from itself on."""
