@@ -13,6 +13,9 @@ from lcbench.attention.cache import KeyValues
 from lcbench.attention.reach import Reach, Segment
 from lcbench.position.base import Alignment
 
+#: queries in a block at least: matrix products need rows
+_LEAST_ROWS = 32
+
 
 @dataclass(frozen=True)
 class Block:
@@ -115,8 +118,11 @@ class Pairs:
     def blocks(self, batch: int, rows: int) -> Iterator[Block]:
         """All queries, at most ``rows`` of at most ``batch`` batch rows at a time.
 
-        Where segments are slices and have no memory, none is cut in the middle of one if all of it is as cheap.
+        Where segments are slices and have no memory, none is cut in the middle of one if all of it is as cheap. What a
+        query does not reach is read by no block of many more queries than it reaches keys.
         """
+        if self.reach is not None:
+            rows = min(rows, max(_LEAST_ROWS, self.reach.places))
         batches, q_time, k_time = self.q_positions.shape[0], self.q_positions.shape[1], self.k_positions.shape[1]
         for b in range(0, batches, batch):
             start = 0

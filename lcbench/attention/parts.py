@@ -39,6 +39,8 @@ from lcbench.position.heads import of_heads
 _LEAST_ROWS, _MOST_ROWS = 32, 256
 #: queries in a block that needs no mask: a whole segment, because the kernel's memory is linear in it
 _SQUARE_ROWS = 4096
+#: numbers of a mask that differs from row to row, at a time
+_MASKED = 2**20
 #: keys that all queries of a block see, from which on they are worth a call without a mask
 _FREE_COLUMNS = 128
 
@@ -209,7 +211,7 @@ def _read(
     q_places]``, both in float32 at least."""
     o = q.new_empty(q.shape, dtype=torch.promote_types(q.dtype, torch.float32))
     total = o.new_empty(q.shape[:3])
-    for block in pairs.blocks(len(q), _rows(pairs)):
+    for block in _blocks(pairs, bias, q):
         rows, found = block.of_queries, None
         for columns, mask, causal in _calls(pairs, bias, block, q.dtype):
             some = (block.batch, slice(None), columns)
@@ -233,7 +235,7 @@ def _gradients(
 ) -> list[Tensor]:
     """Of q, k and v of a part; ``d_o``, ``o`` and ``total`` are of all parts together."""
     d_q, d_k, d_v = (torch.zeros_like(t, dtype=torch.promote_types(t.dtype, torch.float32)) for t in (q, k, v))
-    for block in pairs.blocks(len(q), _rows(pairs)):
+    for block in _blocks(pairs, bias, q):
         rows = block.of_queries
         for columns, mask, causal in _calls(pairs, bias, block, q.dtype):
             some = (block.batch, slice(None), columns)
@@ -242,6 +244,15 @@ def _gradients(
             d_k[some] += found[1]
             d_v[some] += found[2]
     return [d_q.to(q.dtype), d_k.to(k.dtype), d_v.to(v.dtype)]
+
+
+def _blocks(pairs: Pairs, bias: PositionEncoding | None, q: Tensor) -> Iterator[Block]:
+    rows = _rows(pairs)
+    if not pairs.ragged or (isinstance(pairs, Ranges) and pairs.exact):
+        return pairs.blocks(len(q), rows)
+    rows = min(rows, q.shape[2])
+    masked = rows * pairs.most_columns(rows) * (1 if bias is None else q.shape[1])
+    return pairs.blocks(max(1, min(len(q), _MASKED // masked)), rows)
 
 
 def _rows(pairs: Pairs) -> int:
@@ -288,29 +299,40 @@ def _joined(o: Tensor, total: Tensor, new_o: Tensor, new_total: Tensor) -> tuple
 def _attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool
 ) -> tuple[Tensor, Tensor]:
-    """The fused kernel where it gives the logarithm of the sum, which is on a CPU: output ``[batch, heads, q_time,
-    head_dim]`` and logarithms ``[batch, heads, q_time]``."""
-    if q.device.type == "cpu":
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, attn_mask=mask)
+    """Attention and the logarithm of its sum, ``[batch, heads, q_time, head_dim]`` and ``[batch, heads, q_time]``."""
+    return (fused if q.device.type == "cpu" else by_hand)(q, k, v, mask, causal)
+
+
+def _attention_backward(
+    d_o: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, total: Tensor, mask: Tensor | None, causal: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v; ``o`` and ``total`` may be those of a softmax over more keys than these."""
+    backward = fused_backward if q.device.type == "cpu" else by_hand_backward
+    return backward(d_o, q, k, v, o, total, mask, causal)
+
+
+def fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> tuple[Tensor, Tensor]:
+    """The kernel, whose public form keeps the logarithms to itself."""
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, attn_mask=mask)
+
+
+def fused_backward(
+    d_o: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, total: Tensor, mask: Tensor | None, causal: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    return kernel(d_o, q, k, v, o, total, 0.0, causal, attn_mask=mask)
+
+
+def by_hand(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> tuple[Tensor, Tensor]:
+    """The same from products, for other devices."""
     scores = _scores(q, k, mask, causal)
     total = scores.logsumexp(-1)
     return torch.matmul(torch.exp(scores - total[..., None]).to(v.dtype), v), total
 
 
-def _attention_backward(
-    d_o: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    o: Tensor,
-    total: Tensor,
-    mask: Tensor | None,
-    causal: bool,
+def by_hand_backward(
+    d_o: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, total: Tensor, mask: Tensor | None, causal: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v; ``o`` and ``total`` may be those of a softmax over more keys than these."""
-    if q.device.type == "cpu":
-        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-        return kernel(d_o, q, k, v, o, total, 0.0, causal, attn_mask=mask)
     weights = torch.exp(_scores(q, k, mask, causal) - total[..., None])
     d_v = torch.matmul(weights.to(v.dtype).transpose(-1, -2), d_o)
     d_weights = torch.matmul(d_o, v.transpose(-1, -2)).to(weights.dtype)
