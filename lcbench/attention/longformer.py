@@ -1,8 +1,8 @@
 """Longformer: a window, dilated in some heads, and a few global tokens.
 
-Beltagy, Peters, Cohan, "Longformer: The Long-Document Transformer", 2020, arXiv 2004.05150. A layer has a window w, each
-of its heads a dilation d, and there is a set G of global tokens, here the first g positions of every document. With
-``attention(q, K, V) = softmax(c q K^T + what the encoding adds) V``:
+Beltagy, Peters, Cohan, "Longformer: The Long-Document Transformer", 2020, arXiv 2004.05150. A layer has a window w,
+each of its heads a dilation d, and there is a set G of global tokens, here the first g positions of every document.
+With ``attention(q, K, V) = softmax(c q K^T + what the encoding adds) V``:
 
     S_i = {i - m d : 0 <= m < w}                      causal: w keys, its own included
     S_i = {i + m d : |m| <= w / 2}                    both ways: the paper's w counts both sides
@@ -14,9 +14,9 @@ in which causal attention sees nothing after i: a global row that read the futur
 next layer, so that global tokens of a language model are no more than past tokens that stay visible. Other tokens read
 a global one through the local W_k, W_v. W^g start as copies of the local maps.
 
-Through L layers a token is reached by ``L d (w - 1) + 1`` positions. In the paper's language models the window grows from
-the bottom layer to the top one, and 2 heads of the upper layers are dilated; there the tables count dilation from 0, and
-here (as in its code) 1 is none. Without dilation in a layer below, a dilated head reads what its neighbours hold too.
+Through L layers a token is reached by ``L d (w - 1) + 1`` positions. In the paper's language models the window grows
+from the bottom layer to the top one, and 2 heads of the upper layers are dilated. Its tables count dilation from 0;
+here, as in its code, 1 is none. The released code has no causal form.
 
 Cost is linear in time. The state is the last ``d (w - 1)`` keys and values of each head, and those of G, twice.
 """
@@ -90,7 +90,9 @@ class Longformer(MultiHead):
         dilations = _of_heads(shape, dilation)
         for key, value, least in (("window", self.window, 1), ("dilation", min(dilations), 1)):
             if value < least:
-                raise ConfigurationError(f"attention.{key}={value} sees nothing; the least is attention.{key}={least}.")
+                raise ConfigurationError(
+                    f"attention.{key}={value} sees nothing; the least is attention.{key}={least}."
+                )
         if global_tokens < 0:
             raise ConfigurationError(
                 f"attention.global_tokens={global_tokens} is no number of tokens; the least is "
@@ -135,9 +137,7 @@ class Longformer(MultiHead):
                 pairs = chosen.pairs(held, Window(0) if causal else None)
                 parts.append(Part(held, pairs, InOrder()))
                 far.append(compact(held, self.global_tokens))
-            outputs.append(
-                attend_parts(of_q, context, parts, self.position, heads=heads, dropout=self.dropped)
-            )
+            outputs.append(attend_parts(of_q, context, parts, self.position, heads=heads, dropout=self.dropped))
             kept = keys.recent(self.dilations[n] * (self.window - 1))
             local.append(kept if len(self.heads.groups) == 1 else kept.map(Tensor.clone))
         o, own = self.heads.join(outputs), None

@@ -2,8 +2,8 @@
 
     o_i = sum_n sum_{j in S_n(i)} exp(s_ij) v_j / sum_n sum_{j in S_n(i)} exp(s_ij)
 
-for disjoint sets S_n(i), the parts. Each part is laid out so that the keys of a block of queries are few and lie side by
-side. With ``L_n(i)`` the logarithm of part n's own sum and ``L(i)`` that of all of them, its own softmax gives o_n, and
+for disjoint sets S_n(i), the parts. Each part is laid out so that the keys of a block of queries are few and lie side
+by side. With ``L_n(i)`` the logarithm of part n's own sum, ``L(i)`` that of all of them, and o_n of its own softmax,
 
     o_i = sum_n exp(L_n(i) - L(i)) o_n,i
 
@@ -199,14 +199,12 @@ class _PartsAttention(torch.autograd.Function):
                 queries = part.layout.queries
                 # where there is no query, weights are exp(-inf)
                 no_query = torch.finfo(total.dtype).max / 2
-                of_rows = (queries(d_o), queries(o), queries(total, no_query)[..., 0])
-                gradients += _gradients(part.pairs, ctx.bias, *laid[3 * n : 3 * n + 3], *of_rows)
+                of_all = (queries(d_o), queries(o), queries(total, no_query)[..., 0])
+                gradients += _gradients(part.pairs, ctx.bias, (laid[3 * n], laid[3 * n + 1], laid[3 * n + 2]), of_all)
         return tuple(gradients)
 
 
-def _read(
-    pairs: Pairs, bias: PositionEncoding | None, q: Tensor, k: Tensor, v: Tensor
-) -> tuple[Tensor, Tensor]:
+def _read(pairs: Pairs, bias: PositionEncoding | None, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """A part's own softmax: ``[rows, heads, q_places, head_dim]`` and the logarithm of its sum, ``[rows, heads,
     q_places]``, both in float32 at least."""
     o = q.new_empty(q.shape, dtype=torch.promote_types(q.dtype, torch.float32))
@@ -226,15 +224,14 @@ def _read(
 def _gradients(
     pairs: Pairs,
     bias: PositionEncoding | None,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    d_o: Tensor,
-    o: Tensor,
-    total: Tensor,
+    of_part: tuple[Tensor, Tensor, Tensor],
+    of_all: tuple[Tensor, Tensor, Tensor],
 ) -> list[Tensor]:
-    """Of q, k and v of a part; ``d_o``, ``o`` and ``total`` are of all parts together."""
-    d_q, d_k, d_v = (torch.zeros_like(t, dtype=torch.promote_types(t.dtype, torch.float32)) for t in (q, k, v))
+    """Of q, k and v of a part, ``of_part``; ``of_all``: the output's gradient, the output and the logarithm of the sum
+    of all parts together."""
+    q, k, v = of_part
+    d_o, o, total = of_all
+    d_q, d_k, d_v = (torch.zeros_like(t, dtype=torch.promote_types(t.dtype, torch.float32)) for t in of_part)
     for block in _blocks(pairs, bias, q):
         rows = block.of_queries
         for columns, mask, causal in _calls(pairs, bias, block, q.dtype):
@@ -247,6 +244,7 @@ def _gradients(
 
 
 def _blocks(pairs: Pairs, bias: PositionEncoding | None, q: Tensor) -> Iterator[Block]:
+    """All queries; so few rows at a time that masks stay small where they differ from row to row."""
     rows = _rows(pairs)
     if not pairs.ragged or (isinstance(pairs, Ranges) and pairs.exact):
         return pairs.blocks(len(q), rows)
@@ -296,9 +294,7 @@ def _joined(o: Tensor, total: Tensor, new_o: Tensor, new_total: Tensor) -> tuple
     return o * torch.exp(total - both) + new_o * torch.exp(new_total - both), both
 
 
-def _attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool
-) -> tuple[Tensor, Tensor]:
+def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> tuple[Tensor, Tensor]:
     """Attention and the logarithm of its sum, ``[batch, heads, q_time, head_dim]`` and ``[batch, heads, q_time]``."""
     return (fused if q.device.type == "cpu" else by_hand)(q, k, v, mask, causal)
 

@@ -194,9 +194,7 @@ class Chosen:
         return ranges(self.all, keys, reach, lows, highs, exact)
 
 
-def ranges(
-    context: Context, keys: KeyValues, reach: Reach | None, lows: Ints, highs: Ints, exact: bool
-) -> Ranges:
+def ranges(context: Context, keys: KeyValues, reach: Reach | None, lows: Ints, highs: Ints, exact: bool) -> Ranges:
     """The queries that ``context`` describes, and ``keys``."""
     pairs = Pairs.of(context, keys, False, None)
     facts = {f.name: getattr(pairs, f.name) for f in dataclasses.fields(pairs)}
@@ -211,7 +209,8 @@ def document_bounds(context: Context, counts: Tensor, total: int) -> tuple[Tenso
         total: how many there are.
 
     Returns:
-        The first of a token's document (0 where that began in an earlier call) and the last and one, ``[batch, time]``.
+        The first of a token's document (0 where that began in an earlier call) and one after its last, both
+        ``[batch, time]``.
     """
     if context.documents is None:
         return torch.zeros_like(counts), torch.full_like(counts, total)

@@ -1,7 +1,7 @@
 """Tokens whose positions differ by multiples of a stride, brought together: a stride becomes a step of one place.
 
-Positions are divided into classes by their residue. Every class of every batch row becomes a row of its own, its tokens
-in order, so that a dilated window is a window, and a column of a strided pattern is a causal sequence.
+Positions are divided into classes by their residue. Every class of every batch row becomes a row of its own, its
+tokens in order, so that a dilated window is a window, and a column of a strided pattern is a causal sequence.
 """
 
 from __future__ import annotations
@@ -135,9 +135,7 @@ class Residues:
         last = np.arange(self.skipped, self.places) * self.stride
         highs = np.array([-(-max(0, reach.since(int(at))) // self.stride) for at in last], np.int64)
         lows = np.zeros(count, np.int64)
-        return _AlikeRanges(
-            *self._alike_positions(), None, None, None, False, False, reach, None, lows, highs, True
-        )
+        return _AlikeRanges(*self._alike_positions(), None, None, None, False, False, reach, None, lows, highs, True)
 
     def _alike_positions(self) -> tuple[Tensor, Tensor]:
         """Of queries and keys, but for one number that all have in common, as distances need them."""

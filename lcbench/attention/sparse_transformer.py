@@ -1,7 +1,8 @@
 """Sparse Transformer: two sets of keys a query, that together reach the whole past in two steps.
 
 Child, Gray, Radford, Sutskever, "Generating Long Sequences with Sparse Transformers", 2019, arXiv 1904.10509. With
-``attend(S)_i = softmax(c q_i K[S_i]^T + what the encoding adds) V[S_i]``, a stride l, and sets of which only j <= i count:
+``attend(S)_i = softmax(c q_i K[S_i]^T + what the encoding adds) V[S_i]``, a stride l, and sets of which only j <= i
+count:
 
     strided:  A1_i = {i - l, ..., i}                   A2_i = {j : (i - j) mod l = 0}
     fixed:    A1_i = {j : j // l = i // l}             A2_i = {j : j mod l in the last c of 0 .. l - 1}
@@ -22,8 +23,8 @@ Heads that read summaries read different ones: the n-th of them has c positions 
 times c before its end. So there are l // c kinds of heads, and more heads than that repeat them.
 
 A layer costs n (l + n / l) pairs of query and key (fixed: n (l + c n / l)), least where l is about sqrt(n). With the
-fixed pattern the state of a head is the last l - 1 keys and values, and c for every block; the strided pattern must keep
-all, because every residue is wanted again.
+fixed pattern the state of a head is the last l - 1 keys and values, and c for every block; the strided pattern must
+keep all, because every residue is wanted again.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ class SparseTransformer(MultiHead):
         integration: how the two sets are put together.
 
     Raises:
-        ConfigurationError: for a stride below 1, more summaries than the block has positions or none, one head where two
+        ConfigurationError: for a stride below 1, no summaries or more than the block has positions, one head where two
             are needed, or an encoding that counts what lies between a query and a key.
     """
 
@@ -108,8 +109,8 @@ class SparseTransformer(MultiHead):
             raise ConfigurationError(f"attention.stride={stride} holds nothing; the least is attention.stride=1.")
         if pattern == "fixed" and not 1 <= summaries <= stride:
             raise ConfigurationError(
-                f"attention.summaries={summaries} are no part of the {stride} positions of a block; the closest choice "
-                f"is attention.summaries={min(max(1, summaries), stride)}."
+                f"attention.summaries={summaries} are no part of the {stride} positions of a block; the closest "
+                f"choice is attention.summaries={min(max(1, summaries), stride)}."
             )
         if integration == "multi_head" and shape.n_heads < 2:
             raise ConfigurationError(
@@ -151,9 +152,7 @@ class SparseTransformer(MultiHead):
         for n, (group, of_q, of_new) in enumerate(groups):
             held = (None, None) if before is None else (before.near[n], before.summaries[n])
             parts, kept = self._parts(group, context, of_new, *held)
-            outputs.append(
-                attend_parts(of_q, context, parts, self.position, heads=group.heads, dropout=self.dropped)
-            )
+            outputs.append(attend_parts(of_q, context, parts, self.position, heads=group.heads, dropout=self.dropped))
             near.append(kept[0])
             summaries.append(kept[1])
         y = self.merge(self.heads.join(outputs))
