@@ -7,7 +7,7 @@ constant few, so that nothing of size ``q_time x k_time`` stays alive (as in Rab
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -34,9 +34,11 @@ class Normalised:
 
     Args:
         weights: before dropout, ``[batch, heads, rows, columns]``.
+        total: log of the sum of the exponentials of the scores, ``[batch, heads, rows]``, where it is asked for.
     """
 
     weights: Tensor
+    total: Tensor | None = field(default=None, kw_only=True)
 
     def backward(self, d_weights: Tensor) -> Tensor:
         """The gradient of the scores; ``d_weights`` is the caller's own."""
@@ -62,7 +64,10 @@ class _Weighed:
 
 @dataclass(frozen=True)
 class Run:
-    """One call of the explicit path: what it needs beside tensors that have gradients."""
+    """One call of the explicit path: what it needs beside tensors that have gradients.
+
+    ``totals``: whether the logarithms of the softmax's sums are wanted too.
+    """
 
     pairs: Pairs
     position: PositionEncoding
@@ -71,6 +76,7 @@ class Run:
     dropout: float
     seed: int
     differentiable: bool
+    totals: bool = field(default=False, kw_only=True)
 
     @property
     def pair_width(self) -> int:
@@ -96,7 +102,7 @@ class Run:
 
     def normalise(self, scores: Tensor, block: Block) -> Normalised:
         """The weights of scores ``[batch, heads, rows, columns]``, which may be changed in place."""
-        return Normalised(torch.softmax(scores, -1))
+        return Normalised(torch.softmax(scores, -1), total=scores.logsumexp(-1) if self.totals else None)
 
     def weigh(self, inputs: Sequence[Tensor | None], block: Block, differentiable: bool) -> _Weighed:
         """The weights of a block; ``inputs`` as those of ``_ExplicitAttention``, down to the distance vectors."""
@@ -144,10 +150,20 @@ class Run:
 @torch.compiler.disable
 def explicit(run: Run, q: Tensor, keys: KeyValues, rotated_q: Tensor, rotated_k: Tensor) -> Tensor:
     """Blocks of queries with recomputation; ``[batch, heads, q_time, head_dim]``."""
+    return explicit_with_totals(run, q, keys, rotated_q, rotated_k)[0]
+
+
+@torch.compiler.disable
+def explicit_with_totals(
+    run: Run, q: Tensor, keys: KeyValues, rotated_q: Tensor, rotated_k: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The same, and with ``run.totals`` the logarithms of the softmax's sums, ``[batch, heads, q_time]``, in float32
+    at least and with a gradient; without, nothing."""
     tensors = _inputs(run, q, keys, rotated_q, rotated_k)
-    return _ExplicitAttention.apply(
+    o, totals = _ExplicitAttention.apply(
         run, *(None if tensor is None else tensor.contiguous() for tensor in tensors), *run.position.parameters()
     )
+    return o, totals
 
 
 @torch.compiler.disable
@@ -178,23 +194,25 @@ def _inputs(run: Run, q: Tensor, keys: KeyValues, rotated_q: Tensor, rotated_k: 
 
 
 class _ExplicitAttention(torch.autograd.Function):
-    """``run, q, k, v, unrotated q, unrotated k, features, distance vectors, *parameters -> output``.
+    """``run, q, k, v, unrotated q, unrotated k, features, distance vectors, *parameters -> output, totals``.
 
     Unrotated queries and keys are None where rotation changes nothing. For the backward pass the arguments are kept,
     and the first blocks up to ``_KEPT_PAIRS``; all others are made again. With ``P = softmax(S)`` of a block,
 
         dV = P^T dO,  dP = dO V^T,  dS = P * (dP - rowsum(P * dP)),  dQ = c dS K,  dK = c dS^T Q
 
-    and the bias hands its share of dS on to all that it read, by autograd within the block.
+    and the bias hands its share of dS on to all that it read, by autograd within the block. The gradient of a row's
+    total adds ``P dtotal`` to dS.
     """
 
     @staticmethod
-    def forward(ctx: Any, run: Run, *tensors: Any) -> Tensor:
+    def forward(ctx: Any, run: Run, *tensors: Any) -> tuple[Tensor, Tensor]:
         ctx.run, ctx.weighed = run, {}
         ctx.save_for_backward(*tensors)
         q, k, v = tensors[:3]
         room = _KEPT_PAIRS if run.differentiable and any(ctx.needs_input_grad) else 0
         out = torch.empty_like(q)
+        totals = q.new_empty(q.shape[:3] if run.totals else (0,), dtype=torch.promote_types(q.dtype, torch.float32))
         # hooks on saved tensors (of checkpointing, of offloading) are for the arguments
         with without_autocast(q.device), saved_tensors_hooks(_as_it_is, _as_it_is):
             for index, block in enumerate(run.blocks(q, k)):
@@ -205,15 +223,19 @@ class _ExplicitAttention(torch.autograd.Function):
                     ctx.weighed[index] = weighed
                     room -= pairs
                 weights = weighed.normalised.weights
+                if weighed.normalised.total is not None:
+                    totals[rows] = weighed.normalised.total
                 if run.dropout:
                     weights = weights * run.kept(weights, block)
                 o = torch.matmul(weights.to(v.dtype), v[columns])
                 out[rows] = o.masked_fill_(~weighed.visible.any(-1, keepdim=True), 0) if run.pairs.ragged else o
-        return out
+        if not run.totals:
+            ctx.mark_non_differentiable(totals)
+        return out, totals
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, d_out: Tensor, d_totals: Tensor) -> tuple[Tensor | None, ...]:
         run: Run = ctx.run
         inputs = ctx.saved_tensors[:7]
         q, k, v, plain_q = inputs[:4]
@@ -239,6 +261,8 @@ class _ExplicitAttention(torch.autograd.Function):
                     used, d_weights = weights * kept, d_weights * kept
                 d_v[columns] += torch.matmul(used.to(v.dtype).transpose(-1, -2), d_o)
                 d_scores = weighed.normalised.backward(d_weights)
+                if run.totals:
+                    d_scores = torch.addcmul(d_scores, weights, d_totals[rows][..., None])
 
                 moving = [bias for bias in weighed.biases if bias.requires_grad]
                 if moving:

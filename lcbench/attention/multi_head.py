@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor, nn
 
 from lcbench.attention.base import Attention, Context
@@ -41,3 +45,34 @@ class MultiHead(Attention):
         """Bytes of one token's keys, values and features, activations of ``itemsize``, and its position (int64)."""
         per_head = 2 * self.shape.head_dim + self.position.feature_width
         return self.shape.n_heads * per_head * itemsize + 8
+
+
+class HeadGroups:
+    """Heads that read alike, in groups.
+
+    Args:
+        groups: the numbers of the heads of each group; every head is in one.
+    """
+
+    def __init__(self, groups: Sequence[Sequence[int]]) -> None:
+        self.groups = [list(heads) for heads in groups]
+        self._order = [head for heads in self.groups for head in heads]
+        self._sorted = self._order == sorted(self._order)
+
+    def split(self, tensor: Tensor) -> Sequence[Tensor]:
+        """``[batch, heads, time, any]`` to one ``[batch, some heads, time, any]`` a group."""
+        return self._ordered(tensor, self._order).split([len(heads) for heads in self.groups], 1)
+
+    def split_keys(self, keys: KeyValues) -> list[KeyValues]:
+        """The same of keys, values and features."""
+        features = [None] * len(self.groups) if keys.features is None else self.split(keys.features)
+        parts = zip(self.split(keys.k), self.split(keys.v), features, strict=True)
+        return [dataclasses.replace(keys, k=k, v=v, features=f) for k, v, f in parts]
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """What ``split`` has cut, put together again."""
+        order = sorted(range(len(self._order)), key=self._order.__getitem__)
+        return parts[0] if len(parts) == 1 else self._ordered(torch.cat(list(parts), 1), order)
+
+    def _ordered(self, tensor: Tensor, order: list[int]) -> Tensor:
+        return tensor if self._sorted else tensor.index_select(1, torch.tensor(order, device=tensor.device))

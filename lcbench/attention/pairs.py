@@ -13,6 +13,9 @@ from lcbench.attention.cache import KeyValues
 from lcbench.attention.reach import Reach, Segment
 from lcbench.position.base import Alignment
 
+#: queries in a block at least: matrix products need rows
+_LEAST_ROWS = 32
+
 
 @dataclass(frozen=True)
 class Block:
@@ -115,8 +118,11 @@ class Pairs:
     def blocks(self, batch: int, rows: int) -> Iterator[Block]:
         """All queries, at most ``rows`` of at most ``batch`` batch rows at a time.
 
-        Where segments are slices and have no memory, none is cut in the middle of one if all of it is as cheap.
+        Where segments are slices and have no memory, none is cut in the middle of one if all of it is as cheap. What a
+        query does not reach is read by no block of many more queries than it reaches keys.
         """
+        if self.reach is not None:
+            rows = min(rows, max(_LEAST_ROWS, self.reach.places))
         batches, q_time, k_time = self.q_positions.shape[0], self.q_positions.shape[1], self.k_positions.shape[1]
         for b in range(0, batches, batch):
             start = 0
@@ -149,7 +155,8 @@ class Pairs:
             first = self.reach.since(self.first + self.offset + start) - self.first
             if not self.causal:
                 last = min(last, self.reach.until(self.first + self.offset + stop - 1) - self.first + 1)
-        return max(0, first), last
+        # a block has some key, if only to hide it
+        return max(0, min(first, last - 1)), last
 
     def square(self, block: Block) -> bool:
         """Whether the block's keys are its queries' own, each seen by all from itself on."""

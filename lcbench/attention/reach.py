@@ -11,9 +11,10 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TypeVar
 
+import numpy as np
 from torch import Tensor
 
-Positions = TypeVar("Positions", int, Tensor)
+Positions = TypeVar("Positions", int, Tensor, np.ndarray)
 
 
 class Reach(ABC):
@@ -33,19 +34,45 @@ class Reach(ABC):
 
 @dataclass(frozen=True)
 class Window(Reach):
-    """The last ``width`` positions, its own included: ``i - width < j <= i``; both ways ``|i - j| < width``."""
+    """The last ``width`` positions, its own included: ``i - width < j <= i``; both ways ``|i - j| < width``.
+
+    ``floor``: positions before it are in no window.
+    """
 
     width: int
+    floor: int | None = None
 
     @property
     def places(self) -> int:  # type: ignore[override]
         return self.width
 
     def since(self, positions: Positions) -> Positions:
-        return positions - (self.width - 1)
+        first = positions - (self.width - 1)
+        if self.floor is None:
+            return first
+        return max(first, self.floor) if isinstance(first, int) else first.clip(min=self.floor)
 
     def until(self, positions: Positions) -> Positions:
         return positions + (self.width - 1)
+
+
+@dataclass(frozen=True)
+class DilatedWindow(Reach):
+    """A window on tokens whose positions are ``dilation`` apart: ``i - dilation width < j <= i``; both ways
+    ``|i - j| < dilation width``."""
+
+    width: int
+    dilation: int
+
+    @property
+    def places(self) -> int:  # type: ignore[override]
+        return self.width
+
+    def since(self, positions: Positions) -> Positions:
+        return positions - self.dilation * (self.width - 1)
+
+    def until(self, positions: Positions) -> Positions:
+        return positions + self.dilation * (self.width - 1)
 
 
 @dataclass(frozen=True)
