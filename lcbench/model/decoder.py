@@ -67,7 +67,6 @@ class Layer(nn.Module):
         self.feed_forward = feed_forward
         self.dropout = nn.Dropout(dropout)
 
-
     def attended(self, x: Tensor, context: Context, state: State | None, runs: Sequence[Run]) -> AttentionOutput:
         """What attention makes of ``x`` ``[batch, time, d_model]``; ``runs`` as for ``Decoder.read``."""
         if runs:
@@ -185,13 +184,21 @@ class Decoder(Model):
             self.output.weight = self.embedding.weight
 
     @property
+    def described(self) -> str:
+        """What decides the shape of its state, in words."""
+        shape = self.attentions[0].shape
+        kinds = " and ".join(dict.fromkeys(type(attention).__name__ for attention in self.attentions))
+        segments = f", segments of {self.segment}" if self.segment else ""
+        return f"{len(self.layers)} layers of {kinds}, width {self.d_model}, {shape.n_heads} heads{segments}"
+
+    @property
     def attentions(self) -> list[Attention]:
         """The attention of every layer, from the first."""
         return [layer.attention for layer in self.layers]  # type: ignore[misc]
 
     def forward(self, tokens: Tensor, context: Facts | None = None, state: ModelState | None = None) -> ModelOutput:
         """See ``Model.forward``: ``tokens`` ``[batch, time]``, logits ``[batch, time, vocabulary]``."""
-        return self.read(self.embedding(tokens), place(tokens, context, state), state)
+        return self.read(self.embedding(tokens), place(tokens, context, state, self.described), state)
 
     def read(
         self, x: Tensor, placement: Placement, state: ModelState | None = None, runs: Sequence[Run] = ()

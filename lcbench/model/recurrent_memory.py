@@ -156,7 +156,8 @@ class RecurrentMemory(Model):
 
     def forward(self, tokens: Tensor, context: Facts | None = None, state: ModelState | None = None) -> ModelOutput:
         """See ``Model.forward``: ``tokens`` ``[batch, time]``, logits ``[batch, time, vocabulary]``."""
-        placement = place(tokens, context, state)
+        network = f"recurrent memory of {self.slots} slots a segment of {self._segment}, {self.decoder.described}"
+        placement = place(tokens, context, state, network)
         known = state.layers[0] if state is not None else None
         assert known is None or isinstance(known, RecurrentState)
         x = self.decoder.embedding(tokens)  # [batch, time, d_model]
