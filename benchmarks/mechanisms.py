@@ -12,7 +12,7 @@ landmark attention are no packages: those rows have no peer.
 Two scopes, compared only with themselves:
 
 - layer: an attention layer with its four projections, input ``[1, N, 256]``, 4 heads of 64. A peer's own norm before
-  its projections is taken out.
+  its projections is taken out. No side has biases in its maps into queries, keys and values, as the packages do.
 - model: a whole decoder of 2 layers with a vocabulary of 256.
 
 float32, batch 1; windows, segments, caches and memories of 256 tokens, kNN memories of N; one graph over all segments:
@@ -106,6 +106,8 @@ def token_ids(length: int) -> Tensor:
 def layer(name: str, position: str, length: int, **options: Any) -> Step:
     """lcbench's layer by its config name."""
     module = lcbench.build_attention(name, d_model=WIDTH, n_heads=HEADS, position=position, **options)
+    for into in (module.q, module.k, module.v):
+        into.register_parameter("bias", None)
     positions = torch.arange(length)[None]
     landmarks = (positions % (BLOCK + 1) == BLOCK) if name == "landmark" else None
     context = Context(positions, landmarks=landmarks)

@@ -27,14 +27,15 @@ NEEDS = {
 SMALL = [
     "model.d_model=16",
     "model.n_layers=2",
+    "model.d_ff=32",
     "model.n_heads=2",
     "trainer.max_steps=2",
-    "trainer.batch_size=2",
+    "trainer.batch_size=3",
     "trainer.accumulate=1",
     "trainer.evaluate_every=0",
     "trainer.precision='32'",
     "trainer.device=cpu",
-    "evaluation.examples=2",
+    "evaluation.examples=1",
     "logger=none",
 ]
 

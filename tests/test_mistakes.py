@@ -37,6 +37,7 @@ MISTAKES = [
     ("task=passkey_text task.length=200", "task.length=200", "closest that works is task.length=254"),
     ("model=lstm position=rope", "position=rope", "model=decoder"),
     ("trainer.device=cuda", "trainer.device=cuda", "cpu"),
+    ("trainer.batch_size=1000000000", "trainer.batch_size=1000000000", "largest that fits is trainer.batch_size"),
     # not an override, not a verb, not a run
     ("trainer.max_steps", "trainer.max_steps", "key=value"),
     ("seed=3,", "seed=3,", "key=value"),

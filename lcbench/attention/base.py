@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Self
@@ -213,6 +213,19 @@ def _kinds(kind: type[State]) -> list[type[State]]:
     return [kind, *(below for child in kind.__subclasses__() for below in _kinds(child))]
 
 
+@dataclass(frozen=True)
+class Run:
+    """Some tokens of a call, next to each other.
+
+    Args:
+        length: how many.
+        together: whether they see each other both ways; see ``Facts.together``.
+    """
+
+    length: int
+    together: bool
+
+
 @dataclass
 class AttentionOutput:
     """What a layer returns.
@@ -282,6 +295,17 @@ class Attention(nn.Module, ABC):
     @abstractmethod
     def forward(self, x: Tensor, context: Context, state: State | None = None) -> AttentionOutput:
         """Read ``x`` ``[batch, time, d_model]``; ``state`` None starts a sequence."""
+
+    def read_runs(self, x: Tensor, context: Context, runs: Sequence[Run], state: State | None) -> AttentionOutput:
+        """Read ``x`` ``[batch, time, d_model]``, which ``runs`` make up, each as if it were a call of its own. The
+        losses and measures are the last run's."""
+        outputs, start = [], 0
+        for run in runs:
+            piece = slice(start, start + run.length)
+            own = context.map(lambda tensor, piece=piece: tensor[:, piece])  # type: ignore[misc]
+            outputs.append(self(x[:, piece], dataclasses.replace(own, together=run.together), state))
+            start, state = piece.stop, outputs[-1].state
+        return dataclasses.replace(outputs[-1], y=torch.cat([output.y for output in outputs], 1))
 
     @abstractmethod
     def state_bytes(self, batch: int, length: int, dtype: torch.dtype) -> int:

@@ -62,6 +62,10 @@ class Cache(State):
             **kept,
         )
 
+    def until(self, stop: int) -> Self:
+        """The first ``stop`` tokens: views."""
+        return self._times(lambda t: t[:, :stop], lambda t: t[..., :stop, :])
+
     def recent(self, count: int) -> Self:
         """The last ``count`` tokens of each row, or all if there are fewer.
 

@@ -42,6 +42,7 @@ from torch.nn.functional import linear, pad, scaled_dot_product_attention
 
 from lcbench.attention.base import AttentionOutput, Context, State
 from lcbench.attention.cache import KeyValues
+from lcbench.attention.explicit import distance_vectors
 from lcbench.attention.layout import Layout
 from lcbench.attention.multi_head import MultiHead
 from lcbench.attention.precision import wide
@@ -51,6 +52,9 @@ from lcbench.attention.transformer_xl import refuse_absolute
 from lcbench.errors import ConfigurationError
 from lcbench.position.base import LayerShape, PositionEncoding
 from lcbench.units import Length
+
+#: keys and values, ``[batch, heads, count, head_dim]``, and what the encoding knows of each, or None
+Made = tuple[Tensor, Tensor, Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -141,24 +145,33 @@ class Compressive(MultiHead):
         """Read ``x`` ``[batch, time, d_model]``; ``state`` is a ``CompressiveState``."""
         before = state if isinstance(state, CompressiveState) else None
         layout = Layout(context, self.segment, self.windows, self.farthest, before.reached if before else None)
-        before = before or self._empty(x, layout.reached)
         read = self._lay(x, context, layout, before)
-        slots, kept = self._compress(read, before)
+        fresh, before = before is None, before or self._empty(x, layout.reached)
+        # windows that were the memory of nothing before are empty
+        empty = min(self.windows, layout.segments - 1) if fresh else 0
+        slots, kept = self._compress(read, before, empty)
 
         # from a segment on, rows that are alike have the whole past of a segment in this call, and nothing to hide
         sure = min(layout.occupied, self.farthest) if layout.alike else layout.occupied
-        outputs = []
-        for first, stop, hides in ((0, sure, True), (sure, layout.occupied, False)):
+        groups = [(0, sure, True, 0), (sure, layout.occupied, False, 0)]
+        if fresh and layout.alike and layout.first == 0:
+            # and where a document begins, all that a segment does not have yet lies on one side
+            sure = min(layout.occupied, self.farthest - 1)
+            groups = [(n, n + 1, False, self._missing(n)) for n in range(sure)] + [(sure, layout.occupied, False, 0)]
+        seen = (layout.occupied - 1) * self.slots + self.compressed_memory
+        made = self._keys_of_slots(slots[:, :seen], self.compressed_memory + empty * self.slots if fresh else 0)
+        vectors = distance_vectors(self.position, self.segment, self.compressed_memory + self.memory + self.segment)
+        outputs: list[Tensor] = []
+        for first, stop, hides, missing in groups:
             if first < stop:
-                q, where, keys = self._segments(read, slots, kept, first, stop, hides)
-                o = attend(q, where, keys, self.position, dropout=self.dropped)
-                outputs.append(o.unflatten(0, (len(x), stop - first)))
-        # [batch, occupied, heads, ns, head_dim] to [batch, heads, occupied * ns, head_dim]
-        o = torch.cat(outputs, 1).transpose(1, 2).flatten(2, 3)
+                q, where, keys = self._segments(read, made, kept, first, stop, hides, missing)
+                o = attend(q, where, keys, self.position, dropout=self.dropped, vectors=vectors)
+                outputs += o.split(len(x))
+        o = torch.cat(outputs, 2)  # [batch, heads, occupied * ns, head_dim]
 
         losses = {}
         if self.reconstruction is not None and torch.is_grad_enabled():
-            losses["compressive_reconstruction"] = self._loss(self.reconstruction, read)
+            losses["compressive_reconstruction"] = self._loss(self.reconstruction, read, empty)
         return AttentionOutput(self.merge(layout.lift(o)), self._carried(read, slots, kept), losses)
 
     def _empty(self, x: Tensor, like: Reached) -> CompressiveState:
@@ -167,30 +180,44 @@ class Compressive(MultiHead):
         no = like.read.new_zeros(batch, places + self.compressed_memory).split([places, self.compressed_memory], 1)
         return CompressiveState(none[0], no[0], none[1], no[1], like)
 
-    def _lay(self, x: Tensor, context: Context, layout: Layout, before: CompressiveState) -> Read:
+    def _missing(self, segment: int) -> int:
+        """Places of [cm; m] that hold nothing yet in segment ``segment`` of a document."""
+        slots = self.compressed_memory - max(0, segment - self.windows) * self.slots
+        return max(0, self.memory - segment * self.segment) + max(0, slots)
+
+    def _lay(self, x: Tensor, context: Context, layout: Layout, before: CompressiveState | None) -> Read:
         """The tokens of ``x`` ``[batch, time, d_model]`` behind the memory, and what is made of them."""
         valid = torch.ones_like(context.positions, dtype=torch.bool) if context.padding is None else ~context.padding
-        hidden = layout.lay(x, before.hidden)
-        filled = layout.lay(valid[..., None], before.filled[..., None])[..., 0]
-        k, v = self.split(self.k(hidden)), self.split(self.v(hidden))
-        q = self.split(self.q(hidden[:, self.memory :]))
-        return Read(layout, hidden, filled, q, k, v, self.position.key_features(hidden, k, v))
+        none = x.new_zeros(len(x), self.memory + self.segment, x.shape[2])
+        no = valid.new_zeros(*none.shape[:2], 1)
 
-    def _compress(self, read: Read, before: CompressiveState) -> tuple[Tensor, Tensor]:
+        def laid(project: nn.Module) -> Tensor:
+            made = project(x)
+            # places that hold nothing are hidden, whatever stands there
+            return self.split(layout.lay(made, none.to(made.dtype) if before is None else project(before.hidden)))
+
+        hidden = layout.lay(x, none if before is None else before.hidden)
+        filled = layout.lay(valid[..., None], no if before is None else before.filled[..., None])[..., 0]
+        k, v = laid(self.k), laid(self.v)
+        return Read(layout, hidden, filled, laid(self.q), k, v, self.position.key_features(hidden, k, v))
+
+    def _compress(self, read: Read, before: CompressiveState, empty: int) -> tuple[Tensor, Tensor]:
         """All slots, ``[batch, ncm + (segments - 1) * ns / rate, d_model]``, and which of them hold something: those
-        of the state, and those of every window that leaves the memory."""
+        of the state, and those of every window that leaves the memory, of which the first ``empty`` hold nothing."""
         count = read.layout.segments - 1
-        old, filled = read.windows(0, count)
         if not isinstance(self.compressor, MostUsed):
+            old, filled = read.windows(empty, count)
             new, kept = self.compressor(old, filled)
+            none = (0, 0, 0, empty * self.slots)
             return (
-                torch.cat([before.compressed, new.flatten(1, 2).to(old.dtype)], 1),
-                torch.cat([before.kept, kept.flatten(1)], 1),
+                torch.cat([pad(before.compressed, none), new.flatten(1, 2).to(old.dtype)], 1),
+                torch.cat([pad(before.kept, none[2:]), kept.flatten(1)], 1),
             )
+        old, filled = read.windows(0, count)
         # what attention a window gets depends on the slots that were made before
         slots, kept = before.compressed, before.kept
         for n in range(count):
-            q, where, keys = self._segments(read, slots, kept, n, n + 1, True)
+            q, where, keys = self._segments(read, self._keys_of_slots(slots), kept, n, n + 1, True)
             asked = read.filled_segments(n, n + 1)[:, 0]  # [batch, ns]
             where = Context(where.positions, padding=~asked)
             weight = received(q, where, keys, self.position)  # [batch, heads, places]
@@ -199,18 +226,38 @@ class Compressive(MultiHead):
             slots, kept = torch.cat([slots, new], 1), torch.cat([kept, holds], 1)
         return slots, kept
 
-    def _segments(
-        self, read: Read, slots: Tensor, kept: Tensor, first: int, stop: int, hides: bool
-    ) -> tuple[Tensor, Context, KeyValues]:
-        """Segments ``first`` to ``stop - 1`` as rows of a batch: queries ``[batch * count, heads, ns, head_dim]``,
-        their places in [cm; m; h], and the keys at all these places. ``hides``: whether some hold nothing."""
+    def _keys_of_slots(self, slots: Tensor, empty: int = 0) -> Made:
+        """What is made of slots ``[batch, count, d_model]``; zero of the first ``empty``."""
+        empty = min(empty, slots.shape[1])
+        slots = slots[:, empty:]
         k, v = self.split(self.k(slots)), self.split(self.v(slots))
         features = self.position.key_features(slots, k, v)
+        k, v = (pad(made, (0, 0, empty, 0)) for made in (k, v))
+        return k, v, None if features is None else pad(features, (0, 0, empty, 0))
+
+    def _segments(
+        self, read: Read, slots: Made, kept: Tensor, first: int, stop: int, hides: bool, missing: int = 0
+    ) -> tuple[Tensor, Context, KeyValues]:
+        """Segments ``first`` to ``stop - 1``, the rows of one after those of another: queries ``[count * batch, heads,
+        ns, head_dim]``, their places in [cm; m; h], and the keys at all these places but the first ``missing``.
+
+        ``slots`` as ``_keys_of_slots`` makes them; ``hides``: whether some places hold nothing.
+        """
+        k, v, features = slots
+        groups = -(-self.compressed_memory // self.slots)
+        outside = groups * self.slots - self.compressed_memory
 
         def joined(of_slots: Tensor, of_tokens: Tensor) -> Tensor:
-            """``[batch, heads, line, any]`` twice to ``[batch * count, heads, places, any]``."""
-            parts = [self._past_slots(of_slots, first, stop), self._past_tokens(of_tokens, first, stop)]
-            return torch.cat(parts, 3).transpose(1, 2).flatten(0, 1)
+            """``[batch, heads, line, any]`` twice to ``[count * batch, heads, places, any]``."""
+            # one split, whose backward pass is one concatenation; that of every slice fills the whole length
+            old = pad(of_slots, (0, 0, outside, 0)).split(self.slots, 2) if groups else ()
+            new = of_tokens.split(self.segment, 2)
+            return torch.cat(
+                [
+                    torch.cat([*old[n : n + groups], *new[n : n + self.windows + 1]], 2)[:, :, outside + missing :]
+                    for n in range(first, stop)
+                ]
+            )
 
         keys, values = joined(k, read.k), joined(v, read.v)
         known = None if features is None or read.features is None else joined(features, read.features)
@@ -224,25 +271,9 @@ class Compressive(MultiHead):
                 document = joined(of_slots[:, None, :, None], of_tokens[:, None, :, None])[:, 0, :, 0]
                 seen = seen & (document == document[:, -1:])
             padding = ~seen
-        q = read.q.unflatten(2, (-1, self.segment))[:, :, first:stop].transpose(1, 2).flatten(0, 1)
+        q = torch.cat(read.q.split(self.segment, 2)[self.windows + first : self.windows + stop])
         where = Context(at[:, places - self.segment :])
         return q, where, KeyValues(keys, values, known, positions=at, padding=padding)
-
-    def _past_tokens(self, line: Tensor, first: int, stop: int) -> Tensor:
-        """Of ``line`` ``[batch, any, places, any]`` what segments ``first`` to ``stop - 1`` have in memory and in
-        themselves: ``[batch, any, stop - first, nm + ns, any]``."""
-        line = line.unflatten(2, (-1, self.segment))
-        return torch.cat([line[:, :, first + w : stop + w] for w in range(self.windows + 1)], 3)
-
-    def _past_slots(self, line: Tensor, first: int, stop: int) -> Tensor:
-        """The same of slots: ``[batch, any, stop - first, ncm, any]``."""
-        groups = -(-self.compressed_memory // self.slots)
-        line = line[:, :, : (stop - 1) * self.slots + self.compressed_memory]
-        if groups == 0:
-            return line.new_zeros(*line.shape[:2], stop - first, 0, line.shape[3])
-        missing = groups * self.slots - self.compressed_memory
-        line = pad(line, (0, 0, missing, 0)).unflatten(2, (-1, self.slots))
-        return torch.cat([line[:, :, first + g : stop + g] for g in range(groups)], 3)[:, :, :, missing:]
 
     def _carried(self, read: Read, slots: Tensor, kept: Tensor) -> CompressiveState:
         layout, places = read.layout, self.memory + self.segment
@@ -264,25 +295,27 @@ class Compressive(MultiHead):
         new = of_segments[:, : -self.windows - 1].repeat_interleave(self.slots, 1)
         return torch.cat([before, new], 1), of_segments.repeat_interleave(self.segment, 1)
 
-    def _loss(self, reconstruction: Reconstruction, read: Read) -> Tensor:
-        """The mean error over all windows that leave the memory, when the segment that reads them last is over."""
-        layout, count = read.layout, read.layout.segments - 1
+    def _loss(self, reconstruction: Reconstruction, read: Read, empty: int) -> Tensor:
+        """The mean error over all windows that leave the memory, when the segment that reads them last is over; the
+        first ``empty`` hold nothing."""
+        layout, stop = read.layout, read.layout.segments - 1
+        count = stop - empty
         documents = layout.documents
         if documents is None:
             documents = read.hidden.new_zeros(len(read.hidden), self.windows + layout.segments, dtype=torch.int64)
-        n = torch.arange(count, device=documents.device)
+        n = torch.arange(empty, stop, device=documents.device)
         # [batch, count]: the window is of the segment's document, and the segment is full or another one follows
-        mine, ends = documents[:, n + self.windows], read.filled_segments(0, count)[..., -1]
+        mine, ends = documents[:, n + self.windows], read.filled_segments(empty, stop)[..., -1]
         leaves = (documents[:, n] == mine) & (ends | (documents[:, n + self.windows + 1] == mine))
         if layout.last is not None:
             leaves = leaves & (n < layout.last[:, None])
-        old, filled = (part.flatten(0, 1) for part in read.windows(0, count))
-        asked = read.filled_segments(0, count).flatten(0, 1)
+        old, filled = (part.flatten(0, 1) for part in read.windows(empty, stop))
+        asked = read.filled_segments(empty, stop).flatten(0, 1)
 
-        def apart(heads: Tensor) -> Tensor:
+        def apart(heads: Tensor, first: int) -> Tensor:
             """``[batch, heads, places, head_dim]`` to ``[batch * count, heads, ns, head_dim]``, constant."""
-            heads = heads.detach()[:, :, : count * self.segment].unflatten(2, (count, self.segment))
-            return heads.transpose(1, 2).flatten(0, 1)
+            heads = heads.detach()[:, :, first * self.segment : (first + count) * self.segment]
+            return heads.unflatten(2, (count, self.segment)).transpose(1, 2).flatten(0, 1)
 
         old = old.detach()
         slots, kept = (part[:, 0] for part in self.compressor(old[:, None], filled[:, None]))
@@ -291,9 +324,9 @@ class Compressive(MultiHead):
             self.split(linear(slots, m.weight.detach(), None if m.bias is None else m.bias.detach()))
             for m in (self.k, self.v)
         )
-        error = reconstruction(
-            Evicted(old, filled, slots, kept, apart(read.q), asked, (apart(read.k), apart(read.v)), (k, v))
-        )
+        of_old = apart(read.k, empty), apart(read.v, empty)
+        q = apart(read.q, self.windows + empty)
+        error = reconstruction(Evicted(old, filled, slots, kept, q, asked, of_old, (k, v)))
         counts = leaves.flatten() & filled.any(1) & asked.any(1)
         return torch.where(counts, error, 0).sum() / counts.sum().clamp(min=1)
 
@@ -312,8 +345,7 @@ class Read:
         layout: where tokens stand.
         hidden: the layer's inputs, ``[batch, nm + segments * ns, d_model]``.
         filled: which places hold a token, ``[batch, nm + segments * ns]``.
-        q: of the segments, ``[batch, heads, segments * ns, head_dim]``.
-        k, v: of all, ``[batch, heads, nm + segments * ns, head_dim]``.
+        q, k, v: ``[batch, heads, nm + segments * ns, head_dim]``.
         features: what the encoding knows of each, ``[batch, heads, nm + segments * ns, any]``, or None.
     """
 

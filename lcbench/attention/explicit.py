@@ -1,7 +1,7 @@
 """The explicit path of attention: biases that read queries, keys or scores, or that are trained.
 
 Queries are taken in blocks, each block sees its whole row of keys, and the backward pass recomputes all blocks but a
-constant few, so that nothing of size ``q_time x k_time`` stays alive (as in Rabe and Staats 2021, arXiv 2112.05682).
+few, so that nothing of size ``q_time x k_time`` stays alive (as in Rabe and Staats 2021, arXiv 2112.05682).
 """
 
 from __future__ import annotations
@@ -13,17 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.autograd.graph import saved_tensors_hooks
+from torch.autograd.graph import GradientEdge, get_gradient_edge, saved_tensors_hooks
+from torch.nn.functional import pad
 
 from lcbench.attention.cache import KeyValues
 from lcbench.attention.pairs import Block, Pairs
 from lcbench.attention.precision import without_autocast
-from lcbench.position.base import PositionEncoding
+from lcbench.position.base import Alignment, PositionEncoding
 
 #: pairs of query and key that one block holds at a time: its tensors then fit a CPU's cache
-_PAIRS = 2**19
-#: pairs whose blocks are kept for the backward pass, about 24 bytes each: a constant, so memory stays linear in length
-_KEPT_PAIRS = 2**20
+_PAIRS = 3 * 2**17
+#: numbers that may be kept of blocks for the backward pass, 24 MiB, if queries, keys and values are fewer
+_KEPT = 6 * 2**20
+#: numbers that are kept of a pair whose bias reads its score
+_PER_PAIR = 6
 #: queries in a block at least: matrix products need rows
 _LEAST_ROWS = 32
 
@@ -46,18 +49,27 @@ class Normalised:
 
 
 @dataclass(frozen=True)
+class _Bias:
+    """What was added to the scores, without its values; broadcasts to the shape of the weights."""
+
+    edge: GradientEdge
+    shape: torch.Size
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
 class _Weighed:
     """The attention weights of a block, and how they came about.
 
     Args:
         read: what the biases were made of, by name; leaves of the graph, if there is one.
-        biases: what was added to the scores; each broadcasts to the shape of the weights.
+        biases: those that have a gradient.
         normalised: the weights, ``[batch, heads, rows, columns]``.
         visible: ``[1 or batch, 1, rows, columns]``.
     """
 
     read: dict[str, Tensor]
-    biases: list[Tensor]
+    biases: list[_Bias]
     normalised: Normalised
     visible: Tensor
 
@@ -82,21 +94,38 @@ class Run:
     def pair_width(self) -> int:
         return self.position.pair_width if self.reads_content else 1
 
-    def blocks(self, q: Tensor, k: Tensor) -> Iterator[Block]:
-        """Blocks of at most ``_PAIRS`` numbers a tensor: fewer queries first, then fewer batch rows."""
-        least = max(1, min(_LEAST_ROWS // self.pair_width, q.shape[2]))
-        per_query = q.shape[1] * self.pairs.most_columns(least) * self.pair_width
-        rows = min(q.shape[2], max(least, _PAIRS // (q.shape[0] * per_query)))
-        per_query = q.shape[1] * self.pairs.most_columns(rows) * self.pair_width
-        return self.pairs.blocks(max(1, min(q.shape[0], _PAIRS // (rows * per_query))), rows)
+    @property
+    def reads_scores(self) -> bool:
+        return self.reads_content and self.position.reads_scores
 
-    def scores(self, q: Tensor, k: Tensor, block: Block, visible: Tensor) -> Tensor:
-        """``c * q . k``, the least finite number where not visible: ``[batch, heads, rows, columns]``."""
+    @property
+    def kept_of_pair(self) -> int:
+        """Numbers that are kept of a pair for the backward pass, if its block is."""
+        # a product of queries with vectors of distances keeps nothing of a pair; its weight is left
+        product = self.reads_content and not self.position.reads_scores and self.pairs.consecutive
+        return 1 if product else _PER_PAIR * self.pair_width
+
+    def blocks(self, q: Tensor, k: Tensor) -> Iterator[Block]:
+        """Blocks of at most ``_PAIRS`` numbers a tensor: fewer batch rows first, then fewer queries.
+
+        A block of whole rows is one piece of memory, and so are the keys of one row's head.
+        """
+        batches, heads, q_time, _ = q.shape
+        per_query = heads * self.pairs.most_columns(q_time) * self.pair_width
+        if q_time * per_query <= _PAIRS:
+            return self.pairs.blocks(min(batches, _PAIRS // (q_time * per_query)), q_time)
+        least = max(1, min(_LEAST_ROWS // self.pair_width, q_time))
+        per_query = heads * self.pairs.most_columns(least) * self.pair_width
+        rows = min(q_time, max(least, _PAIRS // per_query))
+        return self.pairs.blocks(1, -(-q_time // -(-q_time // rows)))
+
+    def scores(self, q: Tensor, k: Tensor) -> Tensor:
+        """``c * q . k``, ``[batch, heads, rows, columns]``."""
         scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2))
-        return self.hide(scores.to(torch.promote_types(q.dtype, torch.float32)), block, visible)
+        return scores.to(torch.promote_types(q.dtype, torch.float32))
 
     def hide(self, scores: Tensor, block: Block, visible: Tensor) -> Tensor:
-        """In place; ``scores`` is the caller's own."""
+        """The least finite number where not visible, in place; ``scores`` is the caller's own."""
         scores[..., block.free :].masked_fill_(~visible[..., block.free :], torch.finfo(scores.dtype).min)
         return scores
 
@@ -111,12 +140,13 @@ class Run:
         assert k is not None
         rows, columns = block.of_queries, block.of_keys
         visible, alignment = self.pairs.visible(block), self.pairs.alignment(block)
-        scores = self.scores(q[rows], k[columns], block, visible)
+        scores = self.scores(q[rows], k[columns])
         read = {
-            "scores": scores,
             "q": (q if plain_q is None else plain_q)[rows],
             "k": (k if plain_k is None else plain_k)[columns],
         }
+        if self.reads_scores:
+            read["scores"] = self.hide(scores, block, visible)
         if features is not None:
             read["features"] = features[columns]
         if vectors is not None:
@@ -128,13 +158,16 @@ class Run:
         biases = []
         with torch.set_grad_enabled(differentiable):
             if self.reads_content:
-                content = (read["q"], read["k"], read["scores"], read.get("features"), alignment, visible)
+                seen = read.get("scores", scores.new_empty(0))
+                content = (read["q"], read["k"], seen, read.get("features"), alignment, visible)
                 biases.append(self.position.content_bias(*content))
             if self.has_bias and (bias := self.position.position_bias(alignment)) is not None:
                 biases.append(bias)
-        for bias in biases:
-            scores = scores + bias.detach()
-        return _Weighed(read, biases, self.normalise(self.hide(scores, block, visible), block), visible)
+        for number, bias in enumerate(biases):
+            # the graph may keep the scores that it has read
+            scores = scores + bias.detach() if number == 0 and self.reads_scores else scores.add_(bias.detach())
+        moving = [_Bias(get_gradient_edge(b), b.shape, b.dtype) for b in biases if b.requires_grad]
+        return _Weighed(read, moving, self.normalise(self.hide(scores, block, visible), block), visible)
 
     def kept(self, weights: Tensor, block: Block) -> Tensor:
         """Dropout's factors, ``[batch, heads, rows, columns]``: the same again in the backward pass."""
@@ -147,19 +180,34 @@ class Run:
         return (drawn >= self.dropout).to(weights.dtype) / (1 - self.dropout)
 
 
+def distance_vectors(position: PositionEncoding, q_time: int, k_time: int, *, causal: bool = True) -> Tensor | None:
+    """What ``position`` must know of the distances of ``q_time`` queries and ``k_time`` keys, the last of which are
+    the queries' own: ``[1 or heads, q_time + k_time - 1, any]``, those of the largest distance first, or None.
+
+    With ``causal`` the last ``q_time - 1``, of keys after their query, are zero.
+    """
+    positions = torch.arange(k_time, device=next(position.parameters(), torch.empty(0)).device)[None]
+    distances = Alignment(positions[:, k_time - q_time :], positions, k_time - q_time).all_distances()
+    hidden = q_time - 1 if causal else 0
+    vectors = position.distance_vectors(distances[: len(distances) - hidden])
+    return None if vectors is None else pad(vectors, (0, 0, 0, hidden))
+
+
 @torch.compiler.disable
-def explicit(run: Run, q: Tensor, keys: KeyValues, rotated_q: Tensor, rotated_k: Tensor) -> Tensor:
-    """Blocks of queries with recomputation; ``[batch, heads, q_time, head_dim]``."""
-    return explicit_with_totals(run, q, keys, rotated_q, rotated_k)[0]
+def explicit(
+    run: Run, q: Tensor, keys: KeyValues, rotated_q: Tensor, rotated_k: Tensor, vectors: Tensor | None = None
+) -> Tensor:
+    """Blocks of queries with recomputation; ``[batch, heads, q_time, head_dim]``. ``vectors`` as for ``attend``."""
+    return explicit_with_totals(run, q, keys, rotated_q, rotated_k, vectors)[0]
 
 
 @torch.compiler.disable
 def explicit_with_totals(
-    run: Run, q: Tensor, keys: KeyValues, rotated_q: Tensor, rotated_k: Tensor
+    run: Run, q: Tensor, keys: KeyValues, rotated_q: Tensor, rotated_k: Tensor, vectors: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """The same, and with ``run.totals`` the logarithms of the softmax's sums, ``[batch, heads, q_time]``, in float32
     at least and with a gradient; without, nothing."""
-    tensors = _inputs(run, q, keys, rotated_q, rotated_k)
+    tensors = _inputs(run, q, keys, rotated_q, rotated_k, vectors)
     o, totals = _ExplicitAttention.apply(
         run, *(None if tensor is None else tensor.contiguous() for tensor in tensors), *run.position.parameters()
     )
@@ -181,15 +229,21 @@ def attention_received(
     return total
 
 
-def _inputs(run: Run, q: Tensor, keys: KeyValues, rotated_q: Tensor, rotated_k: Tensor) -> tuple[Tensor | None, ...]:
+def _inputs(
+    run: Run, q: Tensor, keys: KeyValues, rotated_q: Tensor, rotated_k: Tensor, vectors: Tensor | None = None
+) -> tuple[Tensor | None, ...]:
     """What ``Run.weigh`` reads, as the arguments of ``_ExplicitAttention`` have it."""
-    plain_q = plain_k = features = vectors = None
+    plain_q = plain_k = features = None
     if run.reads_content:
         features = keys.features
         if rotated_q is not q:
             plain_q, plain_k = q, keys.k
-        if run.pairs.consecutive:
-            vectors = run.position.distance_vectors(run.pairs.alignment(run.pairs.whole).all_distances())
+    if not (run.reads_content and run.pairs.consecutive):
+        vectors = None
+    elif vectors is None:
+        vectors = distance_vectors(run.position, q.shape[2], keys.length, causal=run.pairs.causal)
+    else:
+        vectors = vectors[:, vectors.shape[1] - q.shape[2] - keys.length + 1 :]
     return rotated_q, rotated_k, keys.v, plain_q, plain_k, features, vectors
 
 
@@ -197,7 +251,7 @@ class _ExplicitAttention(torch.autograd.Function):
     """``run, q, k, v, unrotated q, unrotated k, features, distance vectors, *parameters -> output, totals``.
 
     Unrotated queries and keys are None where rotation changes nothing. For the backward pass the arguments are kept,
-    and the first blocks up to ``_KEPT_PAIRS``; all others are made again. With ``P = softmax(S)`` of a block,
+    and the first blocks up to ``_room``; all others are made again. With ``P = softmax(S)`` of a block,
 
         dV = P^T dO,  dP = dO V^T,  dS = P * (dP - rowsum(P * dP)),  dQ = c dS K,  dK = c dS^T Q
 
@@ -210,18 +264,18 @@ class _ExplicitAttention(torch.autograd.Function):
         ctx.run, ctx.weighed = run, {}
         ctx.save_for_backward(*tensors)
         q, k, v = tensors[:3]
-        room = _KEPT_PAIRS if run.differentiable and any(ctx.needs_input_grad) else 0
+        room = _room(q, k, v) if run.differentiable and any(ctx.needs_input_grad) else 0
         out = torch.empty_like(q)
         totals = q.new_empty(q.shape[:3] if run.totals else (0,), dtype=torch.promote_types(q.dtype, torch.float32))
         # hooks on saved tensors (of checkpointing, of offloading) are for the arguments
         with without_autocast(q.device), saved_tensors_hooks(_as_it_is, _as_it_is):
             for index, block in enumerate(run.blocks(q, k)):
                 rows, columns = block.of_queries, block.of_keys
-                pairs = q[rows].shape[:3].numel() * k[columns].shape[2] * run.pair_width
-                weighed = run.weigh(tensors[:7], block, differentiable=pairs <= room)
-                if pairs <= room:
+                kept = q[rows].shape[:3].numel() * k[columns].shape[2] * run.kept_of_pair
+                weighed = run.weigh(tensors[:7], block, differentiable=kept <= room)
+                if kept <= room:
                     ctx.weighed[index] = weighed
-                    room -= pairs
+                    room -= kept
                 weights = weighed.normalised.weights
                 if weighed.normalised.total is not None:
                     totals[rows] = weighed.normalised.total
@@ -259,16 +313,16 @@ class _ExplicitAttention(torch.autograd.Function):
                 if run.dropout:
                     kept = run.kept(weights, block)
                     used, d_weights = weights * kept, d_weights * kept
-                d_v[columns] += torch.matmul(used.to(v.dtype).transpose(-1, -2), d_o)
+                _add_product(d_v[columns], used.to(v.dtype).transpose(-1, -2), d_o)
                 d_scores = weighed.normalised.backward(d_weights)
                 if run.totals:
                     d_scores = torch.addcmul(d_scores, weights, d_totals[rows][..., None])
 
-                moving = [bias for bias in weighed.biases if bias.requires_grad]
-                if moving:
-                    d_biases = [d_scores.sum_to_size(bias.shape).to(bias.dtype) for bias in moving]
+                if weighed.biases:
+                    d_biases = [d_scores.sum_to_size(bias.shape).to(bias.dtype) for bias in weighed.biases]
+                    edges = [bias.edge for bias in weighed.biases]
                     wanted = [*weighed.read.values(), *learned]
-                    found = torch.autograd.grad(moving, wanted, d_biases, allow_unused=True)
+                    found = torch.autograd.grad(edges, wanted, d_biases, allow_unused=True)
                     distances = (slice(None), run.pairs.distances(block))
                     totals: dict[str, tuple[Tensor, Any]] = {
                         "scores": (d_scores, ...),
@@ -286,10 +340,24 @@ class _ExplicitAttention(torch.autograd.Function):
                             d_learned[parameter] = d_learned.get(parameter, 0) + gradient
 
                 d_scores = d_scores.to(q.dtype)
-                d_q[rows] += torch.matmul(d_scores, k[columns]) * q.shape[-1] ** -0.5
-                d_k[columns] += torch.matmul(d_scores.transpose(-1, -2), q[rows] * q.shape[-1] ** -0.5)
+                _add_product(d_q[rows], d_scores, k[columns], q.shape[-1] ** -0.5)
+                _add_product(d_k[columns], d_scores.transpose(-1, -2), q[rows], q.shape[-1] ** -0.5)
         d_inputs = (None if total is None else total.to(q.dtype) for total in sums[:6])
         return None, *d_inputs, d_vectors, *(d_learned.get(parameter) for parameter in run.position.parameters())
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor, factor: float = 1.0) -> None:
+    """``total += factor * a b``, all ``[batch, heads, any, any]``; without a product of its own where that can be."""
+    if total.dtype == a.dtype == b.dtype and (len(total) == 1 or total.is_contiguous()):
+        sums = total.flatten(0, 1)
+        torch.baddbmm(sums, a.flatten(0, 1), b.flatten(0, 1), alpha=factor, out=sums)
+    else:
+        total += torch.matmul(a, b) * factor
+
+
+def _room(q: Tensor, k: Tensor, v: Tensor) -> int:
+    """Numbers that may be kept of blocks for the backward pass: linear in length, as what is kept anyway."""
+    return max(_KEPT, q.numel() + k.numel() + v.numel())
 
 
 def _as_it_is(tensor: Tensor) -> Tensor:

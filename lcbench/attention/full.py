@@ -8,10 +8,12 @@ key-value cache and grows with every token.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from lcbench.attention.base import AttentionOutput, Context, State
+from lcbench.attention.base import AttentionOutput, Context, Run, State
 from lcbench.attention.cache import KeyValues
 from lcbench.attention.multi_head import MultiHead
 from lcbench.attention.scoring import attend
@@ -36,6 +38,22 @@ class Full(MultiHead):
         causal = not self.both_ways(context)
         o = attend(q, context, keys, self.position, causal=causal, dropout=self.dropped)
         return AttentionOutput(self.merge(o), keys)
+
+    def read_runs(self, x: Tensor, context: Context, runs: Sequence[Run], state: State | None) -> AttentionOutput:
+        """See ``Attention.read_runs``: all at once, then what sees both ways again, with the keys up to its end."""
+        q, keys = self.project(x, context)
+        if isinstance(state, KeyValues):
+            keys = state.append(keys)
+        o = attend(q, context, keys, self.position, dropout=self.dropped)
+        lengths = [run.length for run in runs]
+        outputs, before, stop = list(o.split(lengths, 2)), keys.length - x.shape[1], 0
+        for number, (run, some) in enumerate(zip(runs, q.split(lengths, 2), strict=True)):
+            start, stop = stop, stop + run.length
+            if run.together:
+                own = context.map(lambda tensor, piece=slice(start, stop): tensor[:, piece])  # type: ignore[misc]
+                seen = keys.until(before + stop)
+                outputs[number] = attend(some, own, seen, self.position, causal=False, dropout=self.dropped)
+        return AttentionOutput(self.merge(torch.cat(outputs, 2)), keys)
 
     def state_bytes(self, batch: int, length: int, dtype: torch.dtype) -> int:
         """Keys, values and features of every token, and its position."""

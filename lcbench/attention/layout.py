@@ -32,23 +32,23 @@ class Layout:
         segments: of the widest row, the unfinished one that it goes on with included.
         occupied: how many of them, from the first, can hold a token.
         alike: whether all rows hold the same places, without documents or padding.
+        first: places of the first segment before the first token, where rows are alike.
         last: a row's last segment, int64 ``[batch]``; None where rows are alike.
         documents: of every segment, those of the past included, ``[batch, past + segments]``; None if there are none.
         reached: the last token of each row.
     """
 
     def __init__(self, context: Context, length: int, past: int, farthest: int, reached: Reached | None) -> None:
-        self.length, self.past = length, past
+        self.length, self.past, self.first = length, past, 0
         self.time = context.positions.shape[1]
         start = context.start
         self.last: Tensor | None = None
         self.documents: Tensor | None = None
         self.alike = start is not None and (reached is None or reached.document is None)
         if start is not None and self.alike:
-            #: places of the first segment before the first token
-            self._first = start % length
-            self.segments = (self._first + self.time) // length + 1
-            self.occupied = max(1, -(-(self._first + self.time) // length))
+            self.first = start % length
+            self.segments = (self.first + self.time) // length + 1
+            self.occupied = max(1, -(-(self.first + self.time) // length))
             last = context.positions[:, -1]
             self.reached = Reached(torch.ones_like(last, dtype=torch.bool), last)
         else:
@@ -94,8 +94,9 @@ class Layout:
         """``x`` ``[batch, time, any]`` behind ``before`` ``[batch, (past + 1) * length, any]``, what ``carry`` has
         left: ``[batch, (past + segments) * length, any]``, zero where there is no token."""
         if self.alike:
-            line = torch.cat([before[:, : self.past * self.length + self._first], x], 1)
-            return pad(line, (0, 0, 0, (self.past + self.segments) * self.length - line.shape[1]))
+            before = before[:, : self.past * self.length + self.first]
+            rest = (self.past + self.segments) * self.length - before.shape[1] - self.time
+            return torch.cat([before, x, x.new_zeros(len(x), rest, x.shape[2])], 1)
         line = pad(before, (0, 0, 0, (self.segments - 1) * self.length + 1))
         place = (self._place + self.past * self.length)[:, :, None].expand_as(x)
         return line.scatter(1, place, x)[:, :-1]
@@ -103,7 +104,7 @@ class Layout:
     def lift(self, o: Tensor) -> Tensor:
         """The tokens' places of ``o`` ``[batch, heads, segments * length, any]``: ``[batch, heads, time, any]``."""
         if self.alike:
-            return o[:, :, self._first : self._first + self.time]
+            return o[:, :, self.first : self.first + self.time]
         return along_time(o, self._place.masked_fill(self._padding, 0)).masked_fill(self._padding[:, None, :, None], 0)
 
     def carry(self, line: Tensor, width: int, step: int) -> Tensor:

@@ -42,6 +42,7 @@ def attend(
     causal: bool = True,
     reach: Reach | None = None,
     dropout: float = 0.0,
+    vectors: Tensor | None = None,
 ) -> Tensor:
     """Softmax attention of ``q`` over ``keys``.
 
@@ -54,6 +55,8 @@ def attend(
         causal: whether a query sees only keys up to its own place in the buffer.
         reach: how far back (without ``causal``, forward too) a query sees, in positions; None: everything.
         dropout: probability of dropping an attention weight; 0 outside training.
+        vectors: ``distance_vectors`` of as many queries and no fewer keys, for a caller who attends several times;
+            None: they are made here. Only with ``causal``.
 
     Returns:
         ``[batch, heads, q_time, head_dim]``; 0 where a query sees no key.
@@ -68,9 +71,9 @@ def attend(
         inverse = order.argsort(dim=1)
         context = context.map(lambda tensor: tensor.gather(1, order))
         keys = keys.reorder_last(order)
-        o = _attend(along_time(q, order), context, keys, position, causal, reach, dropout)
+        o = _attend(along_time(q, order), context, keys, position, causal, reach, dropout, vectors)
         return along_time(o, inverse)
-    return _attend(q, context, keys, position, causal, reach, dropout)
+    return _attend(q, context, keys, position, causal, reach, dropout, vectors)
 
 
 def _attend(
@@ -81,6 +84,7 @@ def _attend(
     causal: bool,
     reach: Reach | None,
     dropout: float,
+    vectors: Tensor | None,
 ) -> Tensor:
     pairs = Pairs.of(context, keys, causal, reach)
     rotated_q, rotated_k = position.rotate(q, keys.k, context.positions, keys.positions)
@@ -90,7 +94,7 @@ def _attend(
     if reads_content or learns_bias or (dropout > 0 and q.device.type == "cpu"):
         seed = int(torch.randint(2**62, (), device="cpu")) if dropout > 0 else 0
         run = Run(pairs, position, reads_content, has_bias, dropout, seed, torch.is_grad_enabled())
-        return explicit(run, q, keys, rotated_q, rotated_k)
+        return explicit(run, q, keys, rotated_q, rotated_k, vectors)
     return _fused(pairs, position if has_bias else None, rotated_q, rotated_k, keys.v, dropout)
 
 

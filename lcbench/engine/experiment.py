@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import nn
 from lcbench.attention.base import Attention
 from lcbench.cost.analytic import Cost, estimate
 from lcbench.dataset.base import Dataset
+from lcbench.engine.machine import device_bytes
 from lcbench.engine.reading import feeding_of
 from lcbench.engine.settings import Evaluation, Trainer
 from lcbench.errors import ConfigurationError
@@ -23,6 +25,7 @@ from lcbench.optimizer.base import OptimizerRecipe
 from lcbench.position.base import PositionEncoding
 from lcbench.results.record import RunFolder
 from lcbench.results.runs import dotted
+from lcbench.results.sizes import human_bytes
 from lcbench.task.base import TRAIN, Task
 
 
@@ -89,7 +92,33 @@ class Experiment:
         self.objective.check(model, self.dataset)
         for encoding in _encodings(model):
             self._check_encoding(encoding, lengths, trained)
+        if not trained:
+            self._check_state(model, "training", lengths[TRAIN] - 1, "trainer.batch_size", self.trainer.batch_size)
+        at_once = min(self.evaluation.batch_size, self.evaluation.examples)
+        for name in self.evaluation_sets():
+            where = f"evaluation set {name}"
+            self._check_state(model, where, lengths[name] - 1, "evaluation.batch_size", at_once)
         return self
+
+    def _check_state(self, model: Model, where: str, length: int, key: str, rows: int) -> None:
+        """Refuse a state of ``rows`` rows of ``length`` tokens that is larger than the memory of the device."""
+        room = device_bytes(self.trainer.device)
+        dtype = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else torch.float32
+
+        def needs(rows: int, length: int) -> int:
+            return model.state_bytes(rows, length, dtype)
+
+        if room is None or needs(rows, length) <= room:
+            return
+        if needs(1, length) <= room:
+            remedy = f"the largest that fits is {key}={bisect(range(1, rows), room, key=lambda n: needs(n, length))}"
+        else:
+            most = bisect(range(1, length), room, key=lambda n: needs(1, n))
+            remedy = f"one row of at most {most:,} tokens fits, and so does a mechanism with a smaller state"
+        raise ConfigurationError(
+            f"{key}={rows}: {where} has {length:,} tokens, after which the state takes "
+            f"{human_bytes(needs(rows, length))}, and this machine has {human_bytes(room)}; {remedy}."
+        )
 
     def _token_length(self, name: str) -> int:
         """Tokens of the longest sequence of a set that the network reads, the one it only predicts included."""

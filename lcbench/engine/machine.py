@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import subprocess
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+#: where Linux says how much memory a container may have: control groups of version 2, and of version 1
+_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 PACKAGES = ("lcbench", "torch", "lightning", "hydra-core", "omegaconf", "numpy", "wandb")
 
@@ -71,8 +75,21 @@ def processor() -> str:
 
 
 def memory_bytes() -> int | None:
-    """The machine's memory."""
+    """The machine's memory, or what a container may have of it."""
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     except (ValueError, OSError):
         return None
+    for limit in _LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # "max" is no number: no limit
+            found.append(int(limit.read_text()))
+    return min(found)
+
+
+def device_bytes(device: str) -> int | None:
+    """The memory that tensors on ``device`` can have; None if that is not known."""
+    if device == "cuda":
+        import torch
+
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return memory_bytes()

@@ -21,12 +21,14 @@ class ModelState(State):
         next_position: ``[batch]``, int64: the position of the next token if its document goes on.
         document: ``[batch]``, int64: the document of the last token; None while no document was named.
         padded: whether any call so far had padding.
+        network: what made the state, in words; empty where it does not say.
     """
 
     layers: tuple[State | None, ...]
     next_position: Tensor
     document: Tensor | None = None
     padded: bool = False
+    network: str = ""
 
 
 @dataclass
@@ -98,8 +100,8 @@ class Placement:
     reached: ModelState
 
 
-def place(tokens: Tensor, facts: Facts | None, state: ModelState | None) -> Placement:
-    """Give every token of ``tokens`` ``[batch, time]`` its position.
+def place(tokens: Tensor, facts: Facts | None, state: ModelState | None, network: str = "") -> Placement:
+    """Give every token of ``tokens`` ``[batch, time]`` its position; ``network`` is what reads them, in words.
 
     A position counts the tokens before it in its document. It continues from ``state``, row by row, across calls and
     inside a document that goes on, and starts at 0 with a new document or a reset row. Padding, on either side, is
@@ -109,10 +111,24 @@ def place(tokens: Tensor, facts: Facts | None, state: ModelState | None) -> Plac
     the first call is taken to lie before or after the tokens of a row, as ragged batches have it: a caller who pads
     between tokens says ``consecutive=False``. In later calls, padding of any call may lie between, so once there was
     padding distances are taken from positions. All this is decided without reading a tensor.
+
+    Raises:
+        ConfigurationError: if the state is of another number of rows, or of another network.
     """
     facts = Facts() if facts is None else facts
     batch, time = tokens.shape
     device = tokens.device
+    if state is not None:
+        if (rows := len(state.next_position)) != batch:
+            raise ConfigurationError(
+                f"A state of {rows} rows cannot be carried on by a batch of {batch}; feed the same rows, choose "
+                "rows with state.select, or start with state=None."
+            )
+        if state.network and network and state.network != network:
+            raise ConfigurationError(
+                f"A state of another network cannot be carried on: it was made by {state.network}, and this is "
+                f"{network}; start with state=None."
+            )
     consecutive = facts.consecutive
     if state is None:
         state = ModelState((), torch.zeros(batch, dtype=torch.int64, device=device))
@@ -145,7 +161,7 @@ def place(tokens: Tensor, facts: Facts | None, state: ModelState | None) -> Plac
             crossbatch=facts.crossbatch,
         )
         next_position = read[:, -1] - before[:, -1]
-    reached = ModelState((), next_position, document, state.padded or padding is not None)
+    reached = ModelState((), next_position, document, state.padded or padding is not None, network)
     return Placement(context, starts, reached)
 
 

@@ -6,7 +6,7 @@ RMS norm: Zhang and Sennrich 2019, arXiv 1910.07467; SwiGLU: Shazeer 2020, arXiv
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lcbench.attention.base import Attention, AttentionOutput, Context, Facts, State
+from lcbench.attention.base import Attention, AttentionOutput, Context, Facts, Run, State
 from lcbench.model.base import Model, ModelOutput, ModelState, Placement, check_network, place
 from lcbench.position.base import LayerShape, PositionEncoding
 
@@ -67,13 +67,21 @@ class Layer(nn.Module):
         self.feed_forward = feed_forward
         self.dropout = nn.Dropout(dropout)
 
+    def attended(self, x: Tensor, context: Context, state: State | None, runs: Sequence[Run]) -> AttentionOutput:
+        """What attention makes of ``x`` ``[batch, time, d_model]``; ``runs`` as for ``Decoder.read``."""
+        if runs:
+            return self.attention.read_runs(x, context, runs, state)  # type: ignore[no-any-return, operator]
+        return self.attention(x, context, state)  # type: ignore[no-any-return]
+
 
 class PreNormLayer(Layer):
     """``x + dropout(attention(norm(x)))``, then ``x + dropout(feed_forward(norm(x)))``."""
 
-    def forward(self, x: Tensor, context: Context, state: State | None) -> tuple[AttentionOutput, Tensor]:
+    def forward(
+        self, x: Tensor, context: Context, state: State | None, runs: Sequence[Run] = ()
+    ) -> tuple[AttentionOutput, Tensor]:
         """The output and what the feed-forward network read; ``x`` and both ``[batch, time, d_model]``."""
-        attended = self.attention(self.attention_norm(x), context, state)
+        attended = self.attended(self.attention_norm(x), context, state, runs)
         x = x + self.dropout(attended.y)
         read = self.feed_forward_norm(x)
         x = x + self.dropout(self.feed_forward(read))
@@ -83,9 +91,11 @@ class PreNormLayer(Layer):
 class PostNormLayer(Layer):
     """``norm(x + dropout(attention(x)))``, then ``norm(x + dropout(feed_forward(x)))``."""
 
-    def forward(self, x: Tensor, context: Context, state: State | None) -> tuple[AttentionOutput, Tensor]:
+    def forward(
+        self, x: Tensor, context: Context, state: State | None, runs: Sequence[Run] = ()
+    ) -> tuple[AttentionOutput, Tensor]:
         """The output and what the feed-forward network read; ``x`` and both ``[batch, time, d_model]``."""
-        attended = self.attention(x, context, state)
+        attended = self.attended(x, context, state, runs)
         read = self.attention_norm(x + self.dropout(attended.y))
         x = self.feed_forward_norm(read + self.dropout(self.feed_forward(read)))
         return replace(attended, y=x), read
@@ -176,23 +186,34 @@ class Decoder(Model):
             self.output.weight = self.embedding.weight
 
     @property
+    def described(self) -> str:
+        """What decides the shape of its state, in words."""
+        shape = self.attentions[0].shape
+        kinds = " and ".join(dict.fromkeys(type(attention).__name__ for attention in self.attentions))
+        segments = f", segments of {self.segment}" if self.segment else ""
+        return f"{len(self.layers)} layers of {kinds}, width {self.d_model}, {shape.n_heads} heads{segments}"
+
+    @property
     def attentions(self) -> list[Attention]:
         """The attention of every layer, from the first."""
         return [layer.attention for layer in self.layers]  # type: ignore[misc]
 
     def forward(self, tokens: Tensor, context: Facts | None = None, state: ModelState | None = None) -> ModelOutput:
         """See ``Model.forward``: ``tokens`` ``[batch, time]``, logits ``[batch, time, vocabulary]``."""
-        return self.read(self.embedding(tokens), place(tokens, context, state), state)
+        return self.read(self.embedding(tokens), place(tokens, context, state, self.described), state)
 
-    def read(self, x: Tensor, placement: Placement, state: ModelState | None = None) -> ModelOutput:
-        """The same of embedded tokens ``x`` ``[batch, time, d_model]``, placed already."""
+    def read(
+        self, x: Tensor, placement: Placement, state: ModelState | None = None, runs: Sequence[Run] = ()
+    ) -> ModelOutput:
+        """The same of embedded tokens ``x`` ``[batch, time, d_model]``, placed already; ``runs`` as for
+        ``Attention.read_runs``, or empty: all tokens as ``placement`` says."""
         x = self.dropout(self.attentions[0].position.embed(x, placement.context.positions))
         before = [None] * len(self.layers) if state is None else state.layers
         states: list[State | None] = []
         losses: dict[str, Tensor] = {}
         measures: dict[str, Tensor] = {}
         for number, (layer, layer_state) in enumerate(zip(self.layers, before, strict=True)):
-            output, keys = layer(x, placement.context, layer_state)
+            output, keys = layer(x, placement.context, layer_state, runs)
             x = output.y
             states.append(output.state)
             for name, loss in output.losses.items():

@@ -66,7 +66,8 @@ class LSTM(Model):
 
     def forward(self, tokens: Tensor, context: Facts | None = None, state: ModelState | None = None) -> ModelOutput:
         """See ``Model.forward``: ``tokens`` ``[batch, time]``, logits ``[batch, time, vocabulary]``."""
-        placement = place(tokens, context, state)
+        network = f"{self.lstm.num_layers} layers of LSTM, width {self.d_model}"
+        placement = place(tokens, context, state, network)
         x = self.dropout(self.embedding(tokens))  # [batch, time, d_model]
         if state is None:
             zero = x.new_zeros(self.lstm.num_layers, x.shape[0], x.shape[2])

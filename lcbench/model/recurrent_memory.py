@@ -31,7 +31,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lcbench.attention.base import Attention, Facts, State
+from lcbench.attention.base import Attention, Facts, Run, State
 from lcbench.attention.cache import Cache
 from lcbench.attention.segments import Piece, Reached, Segments, where
 from lcbench.errors import ConfigurationError
@@ -143,6 +143,8 @@ class RecurrentMemory(Model):
         self._segment, self.slots, self.accumulate = segment, slots, accumulate
         self.both_ways = able if both_ways is None else both_ways
         self.size = d_model**-0.5
+        #: whether layers have losses, which are then those of a segment's tokens alone
+        self.losing = any(attention.own_losses for attention in self.decoder.attentions)
         # different vectors: only positions would tell equal ones apart
         vectors = nn.Parameter(torch.randn(slots, d_model) * self.size)
         self.start = vectors if write == "carried" else None
@@ -154,7 +156,8 @@ class RecurrentMemory(Model):
 
     def forward(self, tokens: Tensor, context: Facts | None = None, state: ModelState | None = None) -> ModelOutput:
         """See ``Model.forward``: ``tokens`` ``[batch, time]``, logits ``[batch, time, vocabulary]``."""
-        placement = place(tokens, context, state)
+        network = f"recurrent memory of {self.slots} slots a segment of {self._segment}, {self.decoder.described}"
+        placement = place(tokens, context, state, network)
         known = state.layers[0] if state is not None else None
         assert known is None or isinstance(known, RecurrentState)
         x = self.decoder.embedding(tokens)  # [batch, time, d_model]
@@ -162,10 +165,16 @@ class RecurrentMemory(Model):
         slots = known.slots if known else self._first(x)
         inner = known.inner if known else None
         outputs = []
-        for piece, part in zip(segments.pieces, segments.split(x), strict=True):
-            slots, inner = self._opened(piece, slots, inner)
-            output = self._read(part, inner, piece.padding, together=False)
-            inner = self._bounded(output.state, slots)
+        pieces = segments.pieces
+        for piece, following, part in zip(pieces, [*pieces[1:], None], segments.split(x), strict=True):
+            if piece.opens is True and slots.padding is None and not self.losing:
+                slots = slots if inner is None else self._written(piece, slots, inner)
+                ends = following is not None and following.opens is True
+                output, slots, inner = self._read_opening(part, slots, ends)
+            else:
+                slots, inner = self._opened(piece, slots, inner)
+                output = self._read(part, inner, piece.padding, together=False)
+                inner = self._bounded(output.state, slots)
             outputs.append(output)
         assert inner is not None
         losses = {name: [o.losses[name] for o in outputs] for name in outputs[0].losses}
@@ -184,6 +193,35 @@ class RecurrentMemory(Model):
         batch = x.shape[0]
         positions = torch.zeros(batch, len(start), dtype=torch.int64, device=x.device)
         return Slots(start.expand(batch, -1, -1), positions=positions)
+
+    def _read_opening(self, x: Tensor, slots: Slots, ends: bool) -> tuple[ModelOutput, Slots, ModelState | None]:
+        """A segment's first tokens ``x`` ``[batch, time, d_model]``, in all rows, in one pass: [S ; X], or where it
+        ``ends`` [S ; X ; W]. Returns what is carried on, and the decoder's state in a segment that goes on."""
+        parts = [slots.x.to(x.dtype), x, *([self._vectors(slots).to(x.dtype)] if ends else [])]
+        whole = torch.cat(parts, 1)
+        runs = [Run(part.shape[1], part is not x) for part in parts if part.shape[1]] if self.both_ways else []
+        output = self.decoder.read(whole, place(whole[..., 0], Facts(), None), None, runs)
+        tokens = slice(slots.length, slots.length + x.shape[1])
+        names = ("logits", "hidden", "keys")
+        found = replace(output, **{name: getattr(output, name)[:, tokens] for name in names})
+        if not ends:
+            return found, slots, self._bounded(output.state, slots)
+        if self.slots:
+            slots = self._carried(slots, output.hidden[:, tokens.stop :], None)
+        return found, slots, None
+
+    def _vectors(self, slots: Slots) -> Tensor:
+        """W, ``[batch, slots, d_model]``: what the vectors that are written next start from."""
+        return slots.x if self.summary is None else self.summary.expand(len(slots.x), -1, -1)
+
+    def _carried(self, slots: Slots, hidden: Tensor, padding: Tensor | None) -> Slots:
+        """The slots after ``hidden`` ``[batch, slots, d_model]`` was written; ``padding`` where it was not."""
+        written = (hidden * self.size).to(slots.x.dtype)
+        positions = torch.zeros(written.shape[:2], dtype=torch.int64, device=written.device)
+        slots = slots.append(Slots(written, positions=positions, padding=padding))
+        if not self.accumulate:
+            return slots.recent(self.slots)
+        return slots if slots.padding is None else slots.recent(int((~slots.padding).sum(1).max()))
 
     def _opened(self, piece: Piece, slots: Slots, inner: ModelState | None) -> tuple[Slots, ModelState | None]:
         """The slots and the decoder's state as the piece's tokens find them, new segments begun where it says so."""
@@ -207,20 +245,13 @@ class RecurrentMemory(Model):
         """The slots after the finished segments of ``inner`` were written."""
         if not self.slots:
             return slots
-        vectors = slots.x if self.summary is None else self.summary.to(slots.x.dtype).expand(len(slots.x), -1, -1)
-        padding = None
+        vectors, padding = self._vectors(slots).to(slots.x.dtype), None
         if isinstance(piece.opens, Tensor):
             # a document that ended needs no memory of its last segment
             writes = piece.opens & ~piece.clears
             padding = ~writes[:, None].expand(-1, self.slots)
             slots = slots.reset(piece.clears)  # type: ignore[arg-type]
-        written = self._read(vectors, inner, padding, together=self.both_ways).hidden * self.size
-        positions = torch.zeros(written.shape[:2], dtype=torch.int64, device=written.device)
-        slots = slots.append(Slots(written.to(slots.x.dtype), positions=positions, padding=padding))
-        if not self.accumulate:
-            slots = slots.recent(self.slots)
-        elif slots.padding is not None:
-            slots = slots.recent(int((~slots.padding).sum(1).max()))
+        slots = self._carried(slots, self._read(vectors, inner, padding, together=self.both_ways).hidden, padding)
         if self.start is not None and isinstance(piece.clears, Tensor) and slots.padding is not None:
             first = self._first(slots.x)
             padding = slots.padding & ~piece.clears[:, None]

@@ -132,6 +132,8 @@ class PositionEncoding(nn.Module):
     pair_width: int = 1
     #: whether the bias of a key depends on all keys between it and the query, so that none of them may be left out.
     reads_between: bool = False
+    #: whether ``content_bias`` reads ``scores`` or keeps numbers of a pair; if not, it is handed no scores.
+    reads_scores: bool = True
 
     def __init__(self, shape: LayerShape) -> None:
         super().__init__()
@@ -168,7 +170,7 @@ class PositionEncoding(nn.Module):
         """What ``content_bias`` must know of each distance, ``[any]`` to ``[1 or heads, any, width]``, or None.
 
         Computed once a call and not once a block, where positions do not jump; ``content_bias`` finds it in
-        ``alignment.vectors``. Distances below 0 are of pairs that causal attention hides.
+        ``alignment.vectors``, zero for distances below 0, which causal attention hides.
         """
         return None
 
@@ -197,7 +199,7 @@ class PositionEncoding(nn.Module):
             q: unrotated queries, ``[batch, heads, q_time, head_dim]``.
             k: unrotated keys, ``[batch, heads, k_time, head_dim]``.
             scores: ``c * s_ij`` after rotation, ``[batch, heads, q_time, k_time]``, in float32 or wider; the least
-                finite number where a pair is not visible, so that its sigmoid is 0.
+                finite number where a pair is not visible, so that its sigmoid is 0. Empty unless ``reads_scores``.
             features: ``key_features`` of the keys, or None.
             alignment: where the block stands.
             visible: which pairs count, bool ``[1 or batch, 1, q_time, k_time]``.

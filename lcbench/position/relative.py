@@ -24,6 +24,8 @@ class Relative(PositionEncoding):
         context: R, length of a training example: distances 0 .. R - 1 have a vector.
     """
 
+    reads_scores = False
+
     def __init__(self, shape: LayerShape, *, context: int) -> None:
         super().__init__(shape)
         self.table = nn.Parameter(torch.empty(context, shape.head_dim))

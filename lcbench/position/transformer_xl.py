@@ -27,6 +27,8 @@ class TransformerXL(PositionEncoding):
         clamp_length: distances beyond it count as it, in evaluation only; None: never.
     """
 
+    reads_scores = False
+
     def __init__(self, shape: LayerShape, *, clamp_length: int | None = None) -> None:
         super().__init__(shape)
         if shape.d_model % 2:

@@ -50,5 +50,7 @@ class Landmarked(Task):
         return self.insertion.length(self.task.token_length(evaluation_set))
 
     def outcomes(self, batch: Batch, predictions: Tensor) -> dict[str, Tensor]:
-        """See ``Task.outcomes``: those of the task without landmarks."""
-        return self.task.outcomes(self.insertion.remove(batch), self.insertion.at_questions(predictions))
+        """See ``Task.outcomes``: those of the task without landmarks; a predicted landmark is a wrong token."""
+        asked, said = self.insertion.remove(batch), self.insertion.at_questions(predictions)
+        names = len(self.task.vocabulary)
+        return self.task.outcomes(asked, torch.where(said < names, said, (asked.targets + 1) % names))

@@ -23,6 +23,7 @@ from lcbench.position.cope import Cope
 from lcbench.position.none import NoPosition
 from lcbench.position.relative import Relative
 from lcbench.position.t5 import T5
+from lcbench.position.transformer_xl import TransformerXL
 from tests.position.harness import CASES, IDS, SHAPE, attention, build, consecutive, distance, draw
 
 TIME = 9
@@ -33,7 +34,7 @@ EXPLICIT = [case for case in CASES if case[0].startswith(("relative", "transform
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of two queries of one batch row; some are kept for the backward pass, some are made again."""
-    monkeypatch.setattr(explicit, "_KEPT_PAIRS", 50)
+    monkeypatch.setattr(explicit, "_room", lambda *tensors: 50)
     monkeypatch.setattr(explicit, "_PAIRS", 1)
     monkeypatch.setattr(explicit, "_LEAST_ROWS", 2)
     monkeypatch.setattr(scoring, "_FUSED_ROWS", 2)
@@ -195,16 +196,43 @@ def test_only_the_arguments_are_kept(name: str, encoding: type[PositionEncoding]
         assert max(sizes) <= max(tensors[0].numel(), 2 * time * SHAPE.d_model)
 
 
-def test_a_constant_number_of_pairs_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("encoding", "per_pair"), [(Cope, explicit._PER_PAIR), (Relative, 1)])
+def test_no_more_is_kept_than_queries_keys_and_values(
+    encoding: type[PositionEncoding], per_pair: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(explicit, "_PAIRS", 2**12)
-    monkeypatch.setattr(explicit, "_KEPT_PAIRS", 2**15)
-    made = build(Cope, {"context": 9})
-    for time in (16, 300, 600):
-        weighed = attention(made, draw(time), consecutive(time)).grad_fn.weighed  # type: ignore[union-attr]
-        kept = sum(block.normalised.weights.numel() for block in weighed.values())
-        assert kept == 2 * 2 * 16**2 if time == 16 else 2**14 < kept <= 2**15
+    monkeypatch.setattr(explicit, "_KEPT", 2**13)
+    made = build(encoding, {"context": 9})
+    for time in (16, 300, 900):
+        tensors = draw(time)
+        room = max(2**13, 3 * tensors[0].numel())
+        weighed = attention(made, tensors, consecutive(time)).grad_fn.weighed  # type: ignore[union-attr]
+        kept = per_pair * sum(block.normalised.weights.numel() for block in weighed.values())
+        assert kept == per_pair * 2 * 2 * 16**2 if time == 16 else room - per_pair * 2**13 < kept <= room
         with torch.no_grad():
-            assert attention(made, draw(time), consecutive(time)).grad_fn is None
+            assert attention(made, tensors, consecutive(time)).grad_fn is None
+
+
+@pytest.mark.parametrize("encoding", [Relative, TransformerXL])
+def test_a_kept_block_holds_its_weights_and_no_other_number_of_a_pair(encoding: type[PositionEncoding]) -> None:
+    made, time = build(encoding, {"context": 9} if encoding is Relative else {}), 64
+    output = attention(made, draw(time), consecutive(time))
+    pairs = 2 * 2 * time**2
+    waiting = list(output.grad_fn.weighed.values())  # type: ignore[union-attr]
+    nodes = [bias.edge.node for block in waiting for bias in block.biases]
+    sizes, seen = [], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        nodes += [before for before, _ in node.next_functions]
+        for name in dir(node):
+            if name.startswith("_saved_") and isinstance(saved := getattr(node, name), Tensor):
+                sizes.append(saved.untyped_storage().nbytes() // saved.element_size())
+    assert sizes
+    assert max(sizes) < pairs
+    assert sum(block.normalised.weights.numel() for block in waiting) == pairs
 
 
 @every_case

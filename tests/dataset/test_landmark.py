@@ -20,6 +20,7 @@ from lcbench.task.counting import Counting
 from lcbench.task.flip_flop import FlipFlop
 from lcbench.task.landmarked import Landmarked
 from lcbench.task.mqar import MQAR
+from lcbench.task.passkey_text import PasskeyText
 
 TASKS = [FlipFlop(length=18), Counting(length=24), MQAR(length=16, pairs=2)]
 
@@ -117,3 +118,14 @@ def test_a_run_has_one_more_symbol_and_one_block() -> None:
 def test_landmark_attention_without_landmarks_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="take dataset=landmark"):
         build(compose(["attention=landmark", "position=rope", "logger=none"]))
+
+
+@pytest.mark.parametrize("task", [*TASKS, PasskeyText(length=300)], ids=lambda task: type(task).__name__)
+def test_a_predicted_landmark_is_a_wrong_answer(task: Task) -> None:
+    ours = Landmarked(task, Insertion(7, len(task.vocabulary), predicted=False))
+    batch = ours.sample(np.random.default_rng(0), 3, "in_distribution")
+    landmark = len(task.vocabulary)
+    said = ours.outcomes(batch, torch.where(batch.scored, landmark, batch.targets))
+    wrong = said["error"][~said["error"].isnan()] if said["error"].is_floating_point() else said["error"]
+    assert wrong.numel()
+    assert bool(wrong.all())

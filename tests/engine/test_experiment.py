@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from lcbench.composition import build, compose
+from lcbench.engine import experiment
+from lcbench.errors import ConfigurationError
 
 
 def test_every_set_is_scored_at_every_length_and_none_twice() -> None:
@@ -20,3 +24,19 @@ def test_every_set_is_scored_at_every_length_and_none_twice() -> None:
         "length_1000",
         "length_1000_depth_0",
     ]
+
+
+def test_a_state_larger_than_the_machine_is_refused_with_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experiment, "device_bytes", lambda device: 2**24)
+    words = ["task=passkey", "position=rope", "evaluation.sets=[length_10k_depth_0]", "evaluation.streaming=true"]
+    # two layers of keys and values of width 64, and a position, in float32
+    per_token = 2 * (2 * 64 * 4 + 8)
+    with pytest.raises(ConfigurationError) as caught:
+        build(compose([*words, "evaluation.batch_size=8"]))
+    fits = (2**24 - 8) // (9999 * per_token)
+    assert "largest that fits is evaluation.batch_size=" + str(fits) in str(caught.value)
+    with pytest.raises(ConfigurationError, match=r"evaluation\.batch_size=1: .* has 999,999 tokens"):
+        build(compose([*words[:2], words[3], "evaluation.sets=[length_1M_depth_0]", "evaluation.batch_size=1"]))
+    build(compose([*words[:2], words[3], "evaluation.sets=[length_1M_depth_0]", "attention=infini"]))
+    with pytest.raises(ConfigurationError, match=r"trainer\.batch_size=4000: training .* largest that fits"):
+        build(compose(["trainer.batch_size=4000"]))

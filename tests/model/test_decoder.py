@@ -11,8 +11,12 @@ from torch import Tensor, nn
 
 from lcbench.attention.base import Attention, AttentionOutput, Context, Facts, State
 from lcbench.attention.full import Full
+from lcbench.attention.infini import Infini
+from lcbench.attention.linear import Linear
 from lcbench.errors import ConfigurationError
 from lcbench.model.decoder import Decoder, FeedForward, SwiGLU
+from lcbench.model.lstm import LSTM
+from lcbench.model.recurrent_memory import RecurrentMemory
 from lcbench.position.base import LayerShape, PositionEncoding
 from lcbench.position.none import NoPosition
 from tests.oracles import decoder as oracle
@@ -292,3 +296,22 @@ def test_a_forward_pass_works_without_values() -> None:
     tokens = torch.zeros(2, 5, dtype=torch.int64, device="meta")
     output = model(tokens, Facts(documents=tokens, padding=tokens > 0))
     assert model(tokens, state=output.state).logits.shape == (2, 5, 11)
+
+
+def test_a_state_of_other_rows_or_of_another_network_is_refused() -> None:
+    tokens = torch.zeros(3, 5, dtype=torch.int64)
+
+    def network(attention: Any = Full, **sizes: Any) -> Decoder:
+        return Decoder(11, attention, NoPosition, **{"d_model": 8, "n_heads": 2, **sizes})
+
+    state = network()(tokens).state
+    with pytest.raises(ConfigurationError, match=r"state of 3 rows .* batch of 2"):
+        network()(tokens[:2], None, state)
+    assert network()(tokens[:2], None, state.select(torch.tensor([0, 2]))).logits.shape == (2, 5, 11)
+    for other in (network(d_model=16), network(n_layers=3), network(Linear), network(Infini)):
+        with pytest.raises(ConfigurationError, match=r"made by 2 layers of Full, width 8, 2 heads, and this is"):
+            other(tokens, None, state)
+    inner = RecurrentMemory(11, Full, NoPosition, d_model=8, n_heads=2, segment=4)
+    for other in (inner, RecurrentMemory(11, Full, NoPosition, d_model=8, n_heads=2, segment=5), LSTM(11, d_model=8)):
+        with pytest.raises(ConfigurationError, match="another network"):
+            other(tokens, None, state if other is inner else inner(tokens).state)

@@ -95,6 +95,24 @@ def test_a_reset_row_equals_a_fresh_start(options: dict[str, Any]) -> None:
     torch.testing.assert_close(after[1], model(tokens[1:]).logits[0, 7:], rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("both_ways", [True, False])
+@variants
+def test_a_whole_segment_is_one_pass_with_the_gradients_of_its_parts(options: dict[str, Any], both_ways: bool) -> None:
+    model, tokens = make(both_ways=both_ways, **options), tokens_of(2, 14)
+    widths: list[int] = []
+    model.decoder.final_norm.register_forward_hook(lambda m, x, y: widths.append(y.shape[1]))
+    found = []
+    for cuts in ([14], [2] * 7):
+        model.zero_grad()
+        fed(model, tokens, cuts).square().sum().backward()
+        found.append([parameter.grad for parameter in model.parameters()])
+        if len(cuts) == 1:
+            carried = 3 if "write" not in options else 0
+            assert widths[0] == carried + 4 + 3
+            assert len(widths) == 4
+    torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-9)
+
+
 @variants
 def test_state_bytes_is_what_the_state_holds(options: dict[str, Any]) -> None:
     model = make(**options)
