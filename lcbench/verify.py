@@ -37,14 +37,18 @@ def verify(composition: Composition) -> Certificate:
     segment = make().segment or 0
     length = max(SHORTEST_LENGTH, min(2 * segment + 5, LONGEST_LENGTH))
     trainer: Trainer = construct(config["trainer"])
-    oracle = None
+    oracle = together = None
     if all(node["_target_"].startswith("lcbench.") for node in (attention, position)):
-        oracle = oracle_of(
-            _name(attention),
-            _name(position),
-            n_heads=shape.n_heads,
-            attention_options=_options(attention),
-            position_options=_options(position),
+        oracle, together = (
+            oracle_of(
+                _name(attention),
+                _name(position),
+                n_heads=shape.n_heads,
+                attention_options=_options(attention),
+                position_options=_options(position),
+                together=both_ways,
+            )
+            for both_ways in (False, True)
         )
     return certify(
         make,
@@ -54,6 +58,7 @@ def verify(composition: Composition) -> Certificate:
         length=length,
         seed=config["seed"],
         oracle=oracle,
+        oracle_together=together,
         compile=trainer.compile,
     )
 

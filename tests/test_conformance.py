@@ -44,7 +44,9 @@ COMBINED = {
     "padded_rows_equal_unpadded",
     "state_resets_rows",
     "state_bytes",
+    "read_both_ways_each_alone",
     "agrees_with_its_oracle",
+    "agrees_with_its_oracle_both_ways",
     "gradients_reach_every_parameter",
 }
 
@@ -105,12 +107,16 @@ def test_every_composition_is_certified(attention: str, options: dict[str, Any],
     if refusal:
         assert re.fullmatch(r"[^\n]+\.", refusal), "a refusal is one sentence"
         pytest.skip(refusal)
-    oracle = oracle_of(
-        attention,
-        position,
-        n_heads=shape.n_heads,
-        attention_options=without_target(config["attention"]),
-        position_options=without_target(config["position"]),
+    oracle, oracle_together = (
+        oracle_of(
+            attention,
+            position,
+            n_heads=shape.n_heads,
+            attention_options=without_target(config["attention"]),
+            position_options=without_target(config["position"]),
+            together=together,
+        )
+        for together in (False, True)
     )
     special = getattr(find_oracle(attention), "DEGENERATE", None)
     everything = attention == "full" or position == "none"
@@ -118,6 +124,7 @@ def test_every_composition_is_certified(attention: str, options: dict[str, Any],
         lambda: layer,
         composition=f"attention={attention} position={position}",
         oracle=oracle,
+        oracle_together=oracle_together,
         degenerate=None if special is None else lambda: degenerate_pair(attention, position, special),
         laws=tuple(law for law in LAWS if everything or law.__name__ in COMBINED),
     )

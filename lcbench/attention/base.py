@@ -260,6 +260,25 @@ class Attention(nn.Module, ABC):
         self.shape = shape
         self.position = position
 
+    def share(self, first: Attention) -> None:
+        """Called on the attention of every later layer with that of layer 0: adopt the parameters all layers share.
+
+        Those of position encodings are shared already (``PositionEncoding.share``).
+        """
+
+    def both_ways(self, context: Context) -> bool:
+        """Whether the tokens of ``context`` are to be read both ways.
+
+        Raises:
+            ConfigurationError: if they are, and the encoding reads backwards only.
+        """
+        if context.together and not self.position.reads_ahead:
+            raise ConfigurationError(
+                f"{type(self).__name__} reads both ways here, and position {type(self.position).__name__} knows no keys "
+                "after the query; the closest choices are position=rope and position=t5 position.two_sided=true."
+            )
+        return context.together
+
     @abstractmethod
     def forward(self, x: Tensor, context: Context, state: State | None = None) -> AttentionOutput:
         """Read ``x`` ``[batch, time, d_model]``; ``state`` None starts a sequence."""

@@ -33,7 +33,7 @@ class Full(MultiHead):
         q, keys = self.project(x, context)
         if isinstance(state, KeyValues):
             keys = state.append(keys)
-        causal = not context.together
+        causal = not self.both_ways(context)
         o = attend(q, context, keys, self.position, causal=causal, dropout=self.dropped)
         return AttentionOutput(self.merge(o), keys)
 

@@ -35,6 +35,7 @@ LAWS: tuple[Law, ...] = (
     reading.documents_equal_each_alone,
     reading.padding_isolation,
     reading.padded_rows_equal_unpadded,
+    reading.read_both_ways_each_alone,
     carrying.state_detaches,
     carrying.state_selects_rows,
     carrying.state_resets_rows,
@@ -43,6 +44,7 @@ LAWS: tuple[Law, ...] = (
     carrying.state_keeps_nothing_else_alive,
     carrying.state_is_used,
     computing.agrees_with_its_oracle,
+    computing.agrees_with_its_oracle_both_ways,
     computing.degenerates_to_another,
     computing.gradients_reach_every_parameter,
     computing.evaluation_equals_training,
@@ -69,6 +71,7 @@ def certify(
     length: int = 37,
     seed: int = 0,
     oracle: Oracle | None = None,
+    oracle_together: Oracle | None = None,
     degenerate: Callable[[], tuple[Attention, Attention]] | None = None,
     compile: bool | str = False,
     laws: tuple[Law, ...] = LAWS,
@@ -83,6 +86,7 @@ def certify(
         length: tokens in most inputs. It should span several of the mechanism's segments, and divide by none.
         seed: of weights and inputs; the caller's random state is left alone.
         oracle: the literal definition: see ``Oracle``.
+        oracle_together: the same of reading both ways, for a mechanism that can.
         degenerate: makes the mechanism with the options at which it must equal another layer, and that layer, with
             the same weights.
         compile: also compare with torch.compile; a string names another backend than inductor.
@@ -98,7 +102,7 @@ def certify(
     device, start = torch.device(device), time.perf_counter()
     backend = "inductor" if compile is True else compile or None
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        subject = Subject(make, device, dtype, length, seed, oracle, degenerate, backend)
+        subject = Subject(make, device, dtype, length, seed, oracle, oracle_together, degenerate, backend)
         name = composition or f"{type(subject.layer).__name__} position={type(subject.layer.position).__name__}"
         checks = tuple(check(law, subject) for law in laws)
     return Certificate(

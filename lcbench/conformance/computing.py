@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from lcbench.conformance.subject import (
     ROWS,
     Finding,
     NotApplicableError,
+    Oracle,
     Subject,
     ViolatedError,
     difference,
@@ -39,32 +41,13 @@ FAR = 32_768
 
 def agrees_with_its_oracle(subject: Subject) -> Finding:
     """Outputs, gradients and the final state are those of a literal definition in float64."""
-    if subject.oracle is None:
-        raise NotApplicableError("No oracle was given (an installed wheel carries none).")
-    layer, worst, paths = subject.fresh(torch.float64), 0.0, set[str]()
-    learning = [name for name, parameter in layer.named_parameters() if parameter.requires_grad]
-    # One row suffices: batches, documents and padding are compared with single rows by other laws.
-    x = subject.inputs(1, subject.length).double()
-    for name in ("whole", "jumping"):
-        context = subject.situations[name].map(lambda tensor: tensor[:1])
-        weights = {key: p.detach().cpu().clone().requires_grad_() for key, p in layer.named_parameters()}
-        inputs, on_cpu = x[0].detach().cpu().requires_grad_(), context.map(Tensor.cpu)
-        assert on_cpu.landmarks is not None
-        answer = subject.oracle(inputs, weights, on_cpu.positions[0], on_cpu.landmarks[0])
-        expected, state = answer if isinstance(answer, tuple) else (answer, {})
-        loss = (expected * projection(expected[None])[0]).sum()
-        theirs = torch.autograd.grad(
-            loss, [inputs, *(weights[key] for key in learning)], allow_unused=True, materialize_grads=True
-        )
-        y, gradients = differentiate(layer, x, context)
-        held = tensors(feed(layer, x, context)[1])
-        if missing := state.keys() - held.keys():
-            raise ViolatedError(f"The state lacks {', '.join(sorted(missing))}.")
-        paths |= state.keys()
-        worst = max([worst, difference(y[0], expected), *(difference(held[path][0], state[path]) for path in state)])
-        worst = max(worst, difference([gradients[0][0], *gradients[1:]], theirs))
-    what = ", ".join(["outputs", "gradients of input and parameters", *sorted(paths)])
-    return Finding(f"{what}; positions in order and jumping", worst, EXACT)
+    return _agreement(subject, subject.oracle, together=False)
+
+
+def agrees_with_its_oracle_both_ways(subject: Subject) -> Finding:
+    """Where its tokens are read both ways, outputs and gradients are those of a literal definition in float64."""
+    subject.require_together()
+    return _agreement(subject, subject.oracle_together, together=True)
 
 
 @torch.no_grad()
@@ -221,6 +204,37 @@ def compiles(subject: Subject) -> Finding:
         keep = valid(context)
         worst = max(worst, difference(y[keep], expected[keep]), difference(gradients, expected_gradients) / 10)
     return Finding(f"backend {subject.compile}; gradients divided by 10", worst, subject.tolerance())
+
+
+def _agreement(subject: Subject, oracle: Oracle | None, *, together: bool) -> Finding:
+    """How far outputs, gradients and the final state are from those of ``oracle``."""
+    if oracle is None:
+        raise NotApplicableError("No oracle was given (an installed wheel carries none).")
+    layer, worst, paths = subject.fresh(torch.float64), 0.0, set[str]()
+    learning = [name for name, parameter in layer.named_parameters() if parameter.requires_grad]
+    # One row suffices: batches, documents and padding are compared with single rows by other laws.
+    x = subject.inputs(1, subject.length).double()
+    for name in ("whole", "jumping"):
+        context = subject.situations[name].map(lambda tensor: tensor[:1])
+        context = dataclasses.replace(context, together=together)
+        weights = {key: p.detach().cpu().clone().requires_grad_() for key, p in layer.named_parameters()}
+        inputs, on_cpu = x[0].detach().cpu().requires_grad_(), context.map(Tensor.cpu)
+        assert on_cpu.landmarks is not None
+        answer = oracle(inputs, weights, on_cpu.positions[0], on_cpu.landmarks[0])
+        expected, state = answer if isinstance(answer, tuple) else (answer, {})
+        loss = (expected * projection(expected[None])[0]).sum()
+        theirs = torch.autograd.grad(
+            loss, [inputs, *(weights[key] for key in learning)], allow_unused=True, materialize_grads=True
+        )
+        y, gradients = differentiate(layer, x, context)
+        held = tensors(feed(layer, x, context)[1])
+        if missing := state.keys() - held.keys():
+            raise ViolatedError(f"The state lacks {', '.join(sorted(missing))}.")
+        paths |= state.keys()
+        worst = max([worst, difference(y[0], expected), *(difference(held[path][0], state[path]) for path in state)])
+        worst = max(worst, difference([gradients[0][0], *gradients[1:]], theirs))
+    what = ", ".join(["outputs", "gradients of input and parameters", *sorted(paths)])
+    return Finding(f"{what}; positions in order and jumping", worst, EXACT)
 
 
 def _rounded(subject: Subject, low: torch.dtype, high: torch.dtype) -> tuple[Attention, Attention]:

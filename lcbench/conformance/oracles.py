@@ -15,6 +15,10 @@ and a mechanism's module has
         a batch axis. ``row(i, q, k, v, head)`` is the encoding's; a mechanism that places keys elsewhere also hands it
         its own ``x`` and ``positions`` of those keys.
 
+A mechanism that reads both ways where it is told to (``reads_together``) has a second definition of that, ``together``,
+with the arguments of ``forward``. ``row`` gives scores of keys up to the query, so it is handed the query behind all
+other tokens.
+
 ``options`` are the configuration, complete with defaults. A mechanism's module may also say at which options it is
 certified (``CASES``) and at which it equals full attention (``DEGENERATE``).
 """
@@ -53,13 +57,16 @@ def oracle_of(
     n_heads: int,
     attention_options: Mapping[str, Any],
     position_options: Mapping[str, Any],
+    together: bool = False,
 ) -> Oracle | None:
     """The oracle of a mechanism with an encoding, both by their config names; None where either has none.
 
-    Options must be complete: what the configuration says once defaults are filled in.
+    Options must be complete: what the configuration says once defaults are filled in. ``together``: the oracle of
+    reading both ways.
     """
     mechanism, encoding = find_oracle(attention), find_oracle(position)
-    if mechanism is None or encoding is None:
+    definition = getattr(mechanism, "together" if together else "forward", None)
+    if definition is None or encoding is None:
         return None
 
     def oracle(
@@ -72,6 +79,6 @@ def oracle_of(
         ) -> Tensor:
             return encoding.row(i, q, k, v, x, positions, own, head=head, n_heads=n_heads, **position_options)
 
-        return mechanism.forward(x, weights, positions, landmarks, row=row, n_heads=n_heads, **attention_options)
+        return definition(x, weights, positions, landmarks, row=row, n_heads=n_heads, **attention_options)
 
     return oracle

@@ -222,6 +222,25 @@ def padded_rows_equal_unpadded(subject: Subject) -> Finding:
     return Finding(f"left, right, anywhere; {_cuts(subject)}", worst, subject.tolerance())
 
 
+@torch.no_grad()
+def read_both_ways_each_alone(subject: Subject) -> Finding:
+    """Where its tokens are read both ways, a document gives the outputs it gives alone, packed or padded."""
+    subject.require_together()
+    worst, x = 0.0, subject.inputs(ROWS, subject.length)
+    for name in ("packed", "packed and padded", "padded", "ragged"):
+        context = dataclasses.replace(subject.situations[name], together=True)
+        y, keep = subject.layer(x, context).y, valid(context)
+        documents = torch.zeros_like(context.positions) if context.documents is None else context.documents
+        for row in range(ROWS):
+            for number in documents[row].unique():
+                tokens = ((documents[row] == number) & keep[row]).nonzero()[:, 0]
+                if len(tokens):
+                    whole = dataclasses.replace(subject.whole(1, len(tokens)), together=True)
+                    alone = subject.layer(x[row, tokens][None], whole).y
+                    worst = max(worst, difference(y[row, tokens], alone[0]))
+    return Finding("packed, padded, both, padding anywhere", worst, subject.tolerance())
+
+
 def _one_row_for_each(tokens: Tensor, subject: Subject, context: Context) -> tuple[Tensor, Context]:
     """Inputs ``[tokens, time, d_model]`` and their context: the three rows of ``context`` by turns."""
     rows = torch.arange(len(tokens), device=subject.device) % ROWS

@@ -64,6 +64,7 @@ class Subject:
         length: tokens in the longest input.
         seed: of weights and inputs.
         oracle: see ``Oracle``.
+        oracle_together: the same of reading both ways.
         degenerate: makes the mechanism where it must equal another layer, and that layer, with the same weights.
         compile: backend of torch.compile, or None.
     """
@@ -74,6 +75,7 @@ class Subject:
     length: int
     seed: int
     oracle: Oracle | None
+    oracle_together: Oracle | None
     degenerate: Callable[[], tuple[Attention, Attention]] | None
     compile: str | None
 
@@ -172,6 +174,13 @@ class Subject:
         """For laws of mechanisms that carry a state."""
         if not self.causal:
             raise NotApplicableError("It has no causal state: it returns none and refuses one.")
+
+    def require_together(self) -> None:
+        """For laws of layers that read both ways where they are told to."""
+        if not self.layer.reads_together:
+            raise NotApplicableError("It reads backwards only.")
+        if not self.layer.position.reads_ahead:
+            raise NotApplicableError("Its position encoding reads backwards only.")
 
     def tolerance(self, factor: float = 1.0, dtype: torch.dtype | None = None) -> float:
         return factor * TOLERANCE[dtype or self.dtype]

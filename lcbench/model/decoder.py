@@ -168,6 +168,8 @@ class Decoder(Model):
             layer_type(attention(shape, encoding), make_feed_forward(shape), make_norm(), make_norm(), dropout)
             for shape, encoding in zip(shapes, encodings, strict=True)
         )
+        for attention_of_later in self.attentions[1:]:
+            attention_of_later.share(self.attentions[0])
         self.final_norm = make_norm() if pre else nn.Identity()
         self.output = nn.Linear(d_model, vocabulary_size, bias=False)
         if tie_embeddings:

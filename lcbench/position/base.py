@@ -130,6 +130,8 @@ class PositionEncoding(nn.Module):
     feature_width: int = 0
     #: numbers ``content_bias`` makes for each pair of query and key; blocks of queries shrink by it.
     pair_width: int = 1
+    #: whether the bias of a key depends on all keys between it and the query, so that none of them may be left out.
+    reads_between: bool = False
 
     def __init__(self, shape: LayerShape) -> None:
         super().__init__()

@@ -46,6 +46,8 @@ class Cope(PositionEncoding):
         undersized: allow a table that is too small for the task's exact solution.
     """
 
+    reads_between = True
+
     def __init__(
         self,
         shape: LayerShape,

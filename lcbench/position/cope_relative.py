@@ -59,6 +59,7 @@ class CopeRelative(PositionEncoding):
                 undersized=undersized,
             )
             self.feature_width = self.cope.feature_width
+            self.reads_between = True
 
     def share(self, first: PositionEncoding) -> None:
         if isinstance(first, CopeRelative):

@@ -27,6 +27,8 @@ class CopeRope(PositionEncoding):
         base, pairing, channels: as in ``Rope``.
     """
 
+    reads_between = True
+
     def __init__(
         self,
         shape: LayerShape,

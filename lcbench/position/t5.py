@@ -63,6 +63,10 @@ class T5(PositionEncoding):
         if self.shared and isinstance(first, T5):
             self.table = first.table
 
+    @property
+    def reads_ahead(self) -> bool:
+        return self.two_sided
+
     def bucket(self, distances: Tensor) -> Tensor:
         """The bucket of every distance, int64; without ``two_sided`` that of a negative distance is 0."""
         exact = self.per_side // 2

@@ -29,6 +29,7 @@ def row(
     scores = []
     for j in range(i + 1):
         n = int(positions[i] - positions[j])
+        other_side, n = two_sided and n < 0, abs(n)
         bucket = n
         if n >= exact:
             # the bucket starts where exact * (max_distance / exact) ** (steps / exact) <= n, in exact integers
@@ -36,5 +37,7 @@ def row(
             while n**exact >= exact ** (exact - steps - 1) * max_distance ** (steps + 1) and steps + 1 < exact:
                 steps += 1
             bucket = exact + steps
+        if other_side:
+            bucket += per_side
         scores.append(q[i] @ k[j] / math.sqrt(q.shape[-1]) + weights["table"][head, bucket])
     return torch.stack(scores)
