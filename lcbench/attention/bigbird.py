@@ -24,12 +24,12 @@ flows forward only, and a global block does not summarise the sequence.
 Random blocks are part of the model, not of a run: they follow from (seed, layer, head, j) by a counter-based generator
 (SplitMix64; Steele, Lea, Flood 2014) and are never drawn again. In the causal form they do not depend on how long the
 document is or how it is cut; read both ways, the blocks to draw from are all of the document's, so they depend on
-their number as well. They are uniform (``draw=uniform``), as in the paper's text. The released code draws early blocks only,
-for most lengths among the first ``2 r + 5`` of every row: ``draw=early``.
+their number as well. They are uniform (``draw=uniform``), as in the paper's text. The released code draws early blocks
+only, for most lengths among the first ``2 r + 5`` of every row: ``draw=early``.
 
 An encoding that counts all keys up to the query (CoPE) is refused; all others see true distances. Attention weights
-are dropped as elsewhere, which the released block-sparse code does not do. Cost is linear in time. The state is every key
-and value, since any block may be drawn later.
+are dropped as elsewhere, which the released block-sparse code does not do. Cost is linear in time. The state is every
+key and value, since any block may be drawn later.
 """
 
 from __future__ import annotations
