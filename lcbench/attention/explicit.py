@@ -26,6 +26,8 @@ _PAIRS = 2**19
 _KEPT_PAIRS = 2**20
 #: queries in a block at least: matrix products need rows
 _LEAST_ROWS = 32
+#: the same with a reach; then at most as many as it has places, or most pairs would be hidden
+_LEAST_REACHED = 64
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,8 @@ class Run:
         least = max(1, min(_LEAST_ROWS // self.pair_width, q.shape[2]))
         per_query = q.shape[1] * self.pairs.most_columns(least) * self.pair_width
         rows = min(q.shape[2], max(least, _PAIRS // (q.shape[0] * per_query)))
+        if self.pairs.reach is not None:
+            rows = min(rows, max(_LEAST_REACHED, self.pairs.reach.places))
         per_query = q.shape[1] * self.pairs.most_columns(rows) * self.pair_width
         return self.pairs.blocks(max(1, min(q.shape[0], _PAIRS // (rows * per_query))), rows)
 
