@@ -32,6 +32,8 @@ What differs on the peers' side:
 - compressive-transformer-pytorch: a learned table of distances. It freezes its map into keys and values after the
   first reconstruction loss; here that is undone before every segment.
 - memorizing-transformers-pytorch: all heads share one key and value; an approximate index (HNSW), values on disk.
+- transformers (BigBird, LongT5): both ways, where lcbench's rows are causal: it reads twice the local keys, and all
+  summaries instead of half.
 - recurrent-memory-transformer-pytorch: run with one residual stream, no XL memory and gradients through what is
   carried, which is RMT as published; it adds a null key and mixes values of layers.
 """
@@ -231,6 +233,40 @@ def recurrent_memory_transformer(length: int) -> Step:
     return step_of(module, lambda tokens: [module(tokens)[0]], token_ids(length))
 
 
+def bigbird(length: int) -> Step:
+    from transformers import BigBirdConfig
+    from transformers.models.big_bird.modeling_big_bird import BigBirdBlockSparseAttention, BigBirdModel
+
+    config = BigBirdConfig(
+        hidden_size=WIDTH, num_attention_heads=HEADS, max_position_embeddings=length, attention_probs_dropout_prob=0.0
+    )
+    module, output = BigBirdBlockSparseAttention(config, seed=0), nn.Linear(WIDTH, WIDTH)
+    masks = BigBirdModel.create_masks_for_block_sparse_attn(torch.ones(1, length), config.block_size)
+    band, from_mask, to_mask, from_blocked = masks[1], masks[2], masks[3], masks[0]
+    both = nn.ModuleList([module, output])
+
+    def forward(x: Tensor) -> Sequence[Tensor]:
+        return [output(module(x, band, from_mask, to_mask, from_blocked, from_blocked)[0])]
+
+    return step_of(both, forward, activations(length))
+
+
+def longt5(*, local: bool) -> Callable[[int], Step]:
+    def make(length: int) -> Step:
+        from transformers import LongT5Config
+        from transformers.models.longt5 import modeling_longt5
+
+        config = LongT5Config(d_model=WIDTH, d_kv=WIDTH // HEADS, num_heads=HEADS, dropout_rate=0.0)
+        kind = "LongT5LocalAttention" if local else "LongT5TransientGlobalAttention"
+        module = getattr(modeling_longt5, kind)(config, has_relative_attention_bias=True)
+        mask = torch.ones(1, length)
+        if local:
+            mask = modeling_longt5._get_local_attention_mask(mask, module.block_len, mask.device)
+        return step_of(module, lambda x: [module(x, mask=mask)[0]], activations(length))
+
+    return make
+
+
 @dataclass(frozen=True)
 class Row:
     """
@@ -287,6 +323,9 @@ ROWS = {
         lambda length: {"segment": SEGMENT, "cache": SEGMENT, "memory": length, "retrieved": RETRIEVED},
     ),
     "landmark": layer_row("landmark", "rope", options=lambda length: {"block": BLOCK}),
+    "bigbird": layer_row("bigbird", "none", "transformers", bigbird),
+    "longt5_local": layer_row("longt5_local", "t5", "transformers", longt5(local=True)),
+    "longt5_global": layer_row("longt5_global", "t5", "transformers", longt5(local=False)),
     "decoder": Row("model", decoder),
     "recurrent_memory": Row(
         "model",
@@ -319,7 +358,7 @@ def maker(name: str, side: str) -> Callable[[int], Step]:
 def extra_peak(name: str, side: str, length: int) -> int:
     """Bytes by which one step raises the peak of this process; to be called in a fresh one."""
     make = maker(name, side)
-    make(SEGMENT + 64)()  # libraries make their own buffers on first use
+    make(4 * SEGMENT)()  # libraries make their own buffers on first use; the BigBird peer needs so many blocks
     step = make(length)
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:

@@ -18,8 +18,10 @@ EXPERIMENTS = list(choices_of("experiment", DIRECTORIES))
 #: what a choice needs beside itself
 NEEDS = {
     ("position", "absolute_learned"): ["evaluation.sets=[in_distribution]"],
+    ("attention", "bigbird"): ["position=rope"],
     ("attention", "landmark"): ["dataset=landmark"],
     ("attention", "linear"): ["position=rope"],
+    ("attention", "longt5_global"): ["position=rope"],
     ("objective", "reconstruction"): ["attention=compressive", "position=rope"],
 }
 

@@ -287,8 +287,8 @@ class Attention(nn.Module, ABC):
         """
         if context.together and not self.position.reads_ahead:
             raise ConfigurationError(
-                f"{type(self).__name__} reads both ways here, and position {type(self.position).__name__} knows no keys "
-                "after the query; the closest choices are position=rope and position=t5 position.two_sided=true."
+                f"{type(self).__name__} reads both ways here, and position {type(self.position).__name__} knows no "
+                "keys after the query; the closest choices are position=rope and position=t5 position.two_sided=true."
             )
         return context.together
 

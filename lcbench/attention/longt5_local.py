@@ -5,14 +5,14 @@ arXiv 2112.07916. In an encoder, whose tokens are read both ways:
 
     S = q k^T + what the encoding adds;  S_ij = -inf unless |i - j| <= r;  y = W_o softmax(S) v
 
-and in a decoder j <= i as well. r = 127 in the paper; T5's encoding is ``position=t5``, with ``position.two_sided=true``
-in an encoder.
+and in a decoder j <= i as well. r = 127 in the paper; T5's encoding is ``position=t5``, in an encoder with
+``position.two_sided=true``.
 
-T5 has no factor ``c = 1 / sqrt(head_dim)``: it is folded into W_q, which begins smaller by c. Every score here is scaled
-by c (that is the encodings' scale too), so the layer undoes it: queries are multiplied by ``sqrt(head_dim)``, and W_q
-begins as in T5. A checkpoint's W_q is then used as it is. What an encoding makes of the query (rotations, vectors of
-distances) is unscaled with it; a bias of distances alone, as T5's, is added as it is. ``scaled`` gives the scores of all
-other mechanisms instead: with it and r >= N - 1 this is full attention with the same weights.
+T5 has no factor ``c = 1 / sqrt(head_dim)``: it is folded into W_q, which begins smaller by c. Every score here is
+scaled by c (that is the encodings' scale too), so the layer undoes it: queries are multiplied by ``sqrt(head_dim)``,
+and W_q begins as in T5. A checkpoint's W_q is then used as it is. What an encoding makes of the query (rotations,
+vectors of distances) is unscaled with it; a bias of distances alone, as T5's, is added as it is. ``scaled`` gives the
+scores of all other mechanisms instead: with it and r >= N - 1 this is full attention with the same weights.
 
 Cost is linear in time, and the state is the last r keys and values.
 """

@@ -27,8 +27,8 @@ from lcbench.attention.pairs import Block, Pairs
 from lcbench.attention.reach import Reach, Segment
 from lcbench.position.base import PositionEncoding
 
-#: queries in a block
-_FUSED_ROWS = 256
+#: queries in a block, at most and at least: with a reach, as many as it has places, or most pairs would be hidden
+_FUSED_ROWS, _LEAST_ROWS = 256, 64
 #: queries in a block that needs no mask: a whole segment, because the kernel's memory is linear in it
 _SQUARE_ROWS = 4096
 
@@ -135,7 +135,10 @@ def _fused(pairs: Pairs, position: PositionEncoding | None, q: Tensor, k: Tensor
         return o.masked_fill(~visible.any(-1, keepdim=True), 0) if pairs.ragged else o
 
     bare = position is None and isinstance(pairs.reach, Segment) and pairs.reach.memory == 0 and not pairs.ragged
-    blocks = list(pairs.blocks(q.shape[0], _SQUARE_ROWS if bare else _FUSED_ROWS))
+    rows = _SQUARE_ROWS if bare else _FUSED_ROWS
+    if pairs.reach is not None and not bare:
+        rows = max(_LEAST_ROWS, min(rows, pairs.reach.places))
+    blocks = list(pairs.blocks(q.shape[0], rows))
     # the kernel keeps its mask for the backward pass; together they must not outgrow what it keeps of q, k and v
     per_pair = (q.shape[0] if pairs.ragged else 1) * (1 if position is None else q.shape[1])
     kept = per_pair * sum(block.pairs for block in blocks if position is not None or not pairs.square(block))

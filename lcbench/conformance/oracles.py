@@ -15,9 +15,9 @@ and a mechanism's module has
         a batch axis. ``row(i, q, k, v, head)`` is the encoding's; a mechanism that places keys elsewhere also hands it
         its own ``x`` and ``positions`` of those keys.
 
-A mechanism that reads both ways where it is told to (``reads_together``) has a second definition of that, ``together``,
-with the arguments of ``forward``. ``row`` gives scores of keys up to the query, so it is handed the query behind all
-other tokens.
+A mechanism that reads both ways where it is told to (``reads_together``) has a second definition of that,
+``together``, with the arguments of ``forward``. ``row`` gives scores of keys up to the query, so it is handed the
+query behind all other tokens.
 
 ``options`` are the configuration, complete with defaults. A mechanism's module may also say at which options it is
 certified (``CASES``) and at which it equals full attention (``DEGENERATE``).

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-CASES = [{"radius": 4}, {"radius": 9, "scaled": "true"}, {"radius": 0}]
+CASES = [{"radius": 4}, {"radius": 9, "scaled": "true"}, {"radius": 1}]
 DEGENERATE = {"radius": 1000, "scaled": "true"}
 
 
