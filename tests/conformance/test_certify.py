@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from functools import partial
@@ -11,8 +12,9 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from lcbench.attention.base import Attention
-from lcbench.conformance import LAWS, Certificate, certify
+from lcbench.attention.base import Attention, AttentionOutput, Context, State
+from lcbench.attention.full import Full
+from lcbench.conformance import LAWS, Certificate, certify, oracle_of
 from lcbench.conformance.computing import evaluation_equals_training
 from lcbench.errors import ConfigurationError
 from lcbench.position.base import LayerShape, PositionEncoding
@@ -73,7 +75,7 @@ def test_a_sound_layer_is_certified(kind: type[Attention], oracle: object) -> No
         assert {"causality", "chunk invariance", "state is used", "agrees with its oracle"} < skipped
         assert not {"batch invariance", "document isolation", "padding isolation", "bfloat16"} & skipped
     else:
-        assert skipped == {"compiles"}
+        assert skipped == {"compiles", "read both ways each alone", "agrees with its oracle both ways"}
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
@@ -184,6 +186,29 @@ def test_an_oracle_sees_a_wrong_gradient_and_a_wrong_output() -> None:
     assert certify(partial(make, layers.Plain), length=LENGTH, oracle=lambda *a: 1.001 * plain(*a)).failed == failed
 
 
+class CrossesDocuments(Full):
+    """Reading both ways, it forgets documents and padding."""
+
+    def forward(self, x: Tensor, context: Context, state: State | None = None) -> AttentionOutput:
+        if context.together:
+            context = dataclasses.replace(context, documents=None, padding=None)
+        return super().forward(x, context, state)
+
+
+def test_reading_both_ways_is_looked_at() -> None:
+    assert "read both ways each alone" not in certify(partial(make, Full), length=LENGTH).failed
+    assert certify(partial(make, CrossesDocuments), length=LENGTH).failed == ("read both ways each alone",)
+
+
+def test_an_oracle_sees_a_wrong_output_of_reading_both_ways() -> None:
+    none = {"attention_options": {}, "position_options": {}}
+    oracle = oracle_of("full", "none", n_heads=SHAPE.n_heads, together=True, **none)  # type: ignore[arg-type]
+    assert oracle is not None
+    assert certify(partial(make, Full), length=LENGTH, oracle_together=oracle).passed
+    wrong = certify(partial(make, Full), length=LENGTH, oracle_together=lambda *a: 1.001 * oracle(*a))  # type: ignore[operator]
+    assert wrong.failed == ("agrees with its oracle both ways",)
+
+
 def test_an_oracle_sees_a_wrong_state() -> None:
     def wrong(*arguments: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         y, state = linear(*arguments)  # type: ignore[arg-type]
@@ -215,6 +240,7 @@ def test_a_compiled_layer_is_compared() -> None:
 
 def test_every_law_can_fail() -> None:
     elsewhere = {"determinism in training", "agrees with its oracle", "degenerates to another", "compiles"}
+    elsewhere |= {"read both ways each alone", "agrees with its oracle both ways"}
     assert {law.__name__.replace("_", " ") for law in LAWS} == elsewhere.union(*BROKEN.values())
 
 
