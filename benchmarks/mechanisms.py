@@ -34,6 +34,8 @@ What differs on the peers' side:
 - memorizing-transformers-pytorch: all heads share one key and value; an approximate index (HNSW), values on disk.
 - transformers (BigBird, LongT5): both ways, where lcbench's rows are causal: it reads twice the local keys, and all
   summaries instead of half.
+- transformers (Longformer): self-attention and a map back. It has no causal form: "longformer_both_ways" is
+  compared, "longformer" is ours for language models. Windows of 256 tokens, both sides together, and 16 global tokens.
 - recurrent-memory-transformer-pytorch: run with one residual stream, no XL memory and gradients through what is
   carried, which is RMT as published; it adds a null key and mixes values of layers.
 """
@@ -43,6 +45,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import importlib.metadata
+import math
 import statistics
 import subprocess
 import sys
@@ -73,6 +76,7 @@ COMPRESSED, RATE = 64, 4
 RETRIEVED = 32
 LAYERS, SLOTS = 2, 8
 BLOCK = 50  # tokens before a landmark
+GLOBALS = 16
 #: of a decoder's gated feed-forward layer, as the peer computes it
 D_FF = WIDTH * 4 * 2 // 3
 
@@ -105,14 +109,14 @@ def token_ids(length: int) -> Tensor:
     return torch.randint(VOCABULARY, (1, length))
 
 
-def layer(name: str, position: str, length: int, **options: Any) -> Step:
-    """lcbench's layer by its config name."""
+def layer(name: str, position: str, length: int, together: bool = False, **options: Any) -> Step:
+    """lcbench's layer by its config name; ``together``: reading both ways."""
     module = lcbench.build_attention(name, d_model=WIDTH, n_heads=HEADS, position=position, **options)
     for into in (module.q, module.k, module.v):
         into.register_parameter("bias", None)
     positions = torch.arange(length)[None]
     landmarks = (positions % (BLOCK + 1) == BLOCK) if name == "landmark" else None
-    context = Context(positions, landmarks=landmarks)
+    context = Context(positions, landmarks=landmarks, together=together)
 
     def forward(x: Tensor) -> Sequence[Tensor]:
         output = module(x, context)
@@ -211,6 +215,25 @@ def memorizing_transformers(length: int) -> Step:
     return step_of(module, forward, activations(length))
 
 
+def longformer(length: int) -> Step:
+    from transformers import LongformerConfig
+    from transformers.models.longformer.modeling_longformer import LongformerSelfAttention
+
+    sizes = {"hidden_size": WIDTH, "num_attention_heads": HEADS, "num_hidden_layers": 1}
+    attention = LongformerSelfAttention(
+        LongformerConfig(**sizes, attention_window=[SEGMENT], attention_probs_dropout_prob=0.0), 0
+    )
+    module = nn.ModuleDict({"attention": attention, "output": nn.Linear(WIDTH, WIDTH)})
+    is_global = torch.arange(length)[None] < GLOBALS
+    mask = 10000.0 * is_global  # its convention: above zero is global, below is hidden
+    facts = {"attention_mask": mask, "is_index_masked": mask < 0, "is_index_global_attn": is_global}
+
+    def forward(x: Tensor) -> Sequence[Tensor]:
+        return [module["output"](attention(x, **facts, is_global_attn=True)[0])]
+
+    return step_of(module, forward, activations(length))
+
+
 def recurrent_memory_transformer(length: int) -> Step:
     from recurrent_memory_transformer_pytorch import RecurrentMemoryTransformer, RecurrentMemoryTransformerWrapper
 
@@ -296,6 +319,7 @@ def layer_row(
 
 
 _SEGMENTS = {"segment": SEGMENT, "memory": SEGMENT}
+_LONGFORMER = {"window": SEGMENT, "global_tokens": GLOBALS}
 
 ROWS = {
     "full": layer_row("full", "rope"),
@@ -321,6 +345,17 @@ ROWS = {
         memorizing_transformers,
         # both memories hold all that was read
         lambda length: {"segment": SEGMENT, "cache": SEGMENT, "memory": length, "retrieved": RETRIEVED},
+    ),
+    "longformer": layer_row("longformer", "rope", options=lambda length: _LONGFORMER | {"dilation": [1, 1, 2, 2]}),
+    "longformer_both_ways": layer_row(
+        "longformer", "none", "transformers", longformer, lambda length: _LONGFORMER | {"together": True}
+    ),
+    # the paper's sizes for text; a stride for images of that many pixels
+    "sparse_fixed": layer_row("sparse_transformer", "rope"),
+    "sparse_strided": layer_row(
+        "sparse_transformer",
+        "rope",
+        options=lambda length: {"pattern": "strided", "stride": math.isqrt(length)},
     ),
     "landmark": layer_row("landmark", "rope", options=lambda length: {"block": BLOCK}),
     "bigbird": layer_row("bigbird", "none", "transformers", bigbird),
@@ -411,7 +446,7 @@ def table(names: list[str], length: int, arguments: argparse.Namespace) -> None:
         f"median of {arguments.rounds} rounds"
     )
     print(
-        f"{'':18}{'scope':>6}{'ms':>9}{'MiB':>7}{'of full':>9}  {'peer':44}{'ms':>9}{'MiB':>7}{'of full':>9}"
+        f"{'':22}{'scope':>6}{'ms':>9}{'MiB':>7}{'of full':>9}  {'peer':44}{'ms':>9}{'MiB':>7}{'of full':>9}"
         f"{'ours/peer: time':>24}{'memory':>8}"
     )
     for name in names:
@@ -423,7 +458,7 @@ def table(names: list[str], length: int, arguments: argparse.Namespace) -> None:
             of_full = statistics.median(ratios(seconds[point], full))
             return f"{statistics.median(seconds[point]) * 1e3:9.1f}{mib:>7}{of_full:9.2f}"
 
-        line = f"{name:18}{row.scope:>6}{cells((name, 'ours'))}"
+        line = f"{name:22}{row.scope:>6}{cells((name, 'ours'))}"
         if name in FULL.values():
             pass
         elif reason := why_no_peer(row):

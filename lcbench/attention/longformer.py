@@ -153,8 +153,7 @@ class Longformer(MultiHead):
         if dilation == 1:
             return Part.near(context, keys, Window(width, floor=self.global_tokens or None), causal)
         residues = Residues(context, keys, dilation)
-        hidden = keys.positions < self.global_tokens if self.global_tokens else None
-        return Part(keys, residues.window(width, causal, hidden), residues)
+        return Part(keys, residues.window(width, causal, self.global_tokens), residues)
 
     def _global_rows(
         self, x: Tensor, o: Tensor, context: Context, chosen: Chosen, before: KeyValues | None, causal: bool

@@ -55,10 +55,11 @@ class Residues:
         self.stride = stride
         self.batch, self.time, self.length = len(context.positions), context.positions.shape[1], keys.length
         self.before = keys.length - self.time
-        facts = keys.padding is not None or keys.documents is not None or not keys.consecutive
-        self.alike = context.start is not None and not facts
         self.facts = keys
-        if self.alike:
+        facts = keys.padding is not None or keys.documents is not None or not keys.consecutive
+        #: position of the first key, where rows are alike
+        self.start = None if context.start is None or facts else context.start - self.before
+        if self.start is not None:
             self.places = -(-self.length // stride)  # of a class
             self.skipped = self.before // stride  # of them before the first query's
         else:
@@ -83,13 +84,13 @@ class Residues:
 
     def keys(self, tensor: Tensor) -> Tensor:
         """``[batch, heads, k_time, any]`` to ``[batch * stride, heads, places, any]``, zero where there is no key."""
-        if self.alike:
+        if self.start is not None:
             return self._stepped(pad(tensor, (0, 0, 0, self.places * self.stride - self.length)))
         return self._sorted(tensor, self._token, self._hole, 0)
 
     def queries(self, tensor: Tensor, fill: float = 0) -> Tensor:
         """``[batch, heads, q_time, any]`` to ``[batch * stride, heads, places - skipped, any]``."""
-        if self.alike:
+        if self.start is not None:
             first = self.before - self.skipped * self.stride
             end = (self.places - self.skipped) * self.stride - first - self.time
             return self._stepped(pad(tensor, (0, 0, first, end), value=fill))
@@ -99,34 +100,36 @@ class Residues:
     def lift(self, tensor: Tensor) -> Tensor:
         """Back: ``[batch * stride, heads, places - skipped, any]`` to ``[batch, heads, q_time, any]``."""
         classes = tensor.unflatten(0, (self.batch, self.stride))
-        if self.alike:
+        if self.start is not None:
             first = self.before - self.skipped * self.stride
             return classes.permute(0, 2, 3, 1, 4).flatten(2, 3)[:, :, first : first + self.time]
         place = self._place[:, self.before :].clamp(max=self.stride * self.places - 1)
         o = along_time(classes.transpose(1, 2).flatten(2, 3), place)
         return o.masked_fill(self._padding[:, None, self.before :, None], 0)
 
-    def window(self, width: int, causal: bool, hidden: Tensor | None = None) -> Pairs:
-        """Every query sees the last ``width`` keys of its class (both ways, as many after it), but for those that are
-        ``hidden``, bool ``[batch, k_time]``."""
-        if not self.alike:
+    def window(self, width: int, causal: bool, floor: int = 0) -> Pairs:
+        """Every query sees the last ``width`` keys of its class (both ways, as many after it), but for those at
+        positions below ``floor``."""
+        if self.start is None:
             pairs = self._pairs(causal, DilatedWindow(width, self.stride))
             assert pairs.padding is not None
-            return pairs if hidden is None else replace(pairs, padding=pairs.padding | self._laid(hidden))
-        padding = None
-        if hidden is not None or not (causal or self.length % self.stride == 0):
-            seen = torch.ones_like(self.facts.positions, dtype=torch.bool) if hidden is None else ~hidden
-            padding = ~self._laid(seen)
-        return _AlikePairs(*self._alike_positions(), None, None, padding, False, causal, Window(width), 0)
+            return replace(pairs, padding=pairs.padding | (pairs.k_positions < floor))
+        below, padding = max(0, floor - self.start), None
+        if below % self.stride or not (causal or self.length % self.stride == 0):
+            # classes differ in where they begin or end
+            place = torch.arange(self.length, device=self.facts.positions.device).expand(self.batch, -1)
+            padding = ~self._laid(place >= below)
+        places = Window(width, floor=below // self.stride or None)
+        return _AlikePairs(*self._alike_positions(), None, None, padding, False, causal, places, 0)
 
     def past(self, reach: Reach | None) -> Pairs:
         """Every query sees the keys of its class up to itself, or those before the first position of ``reach``."""
         if reach is None:
-            if not self.alike:
+            if self.start is None:
                 return self._pairs(True, None)
             return _AlikePairs(*self._alike_positions(), None, None, None, False, True, None, None)
         count = self.places - self.skipped
-        if not self.alike:
+        if self.start is None:
             pairs = self._pairs(False, reach)
             facts = (pairs.q_positions, pairs.k_positions, pairs.q_documents, pairs.k_documents, pairs.padding)
             lows, highs = np.zeros(count, np.int64), np.arange(count)

@@ -47,6 +47,18 @@ def test_all_in_the_window_or_all_global_is_full_attention(options: dict[str, An
 
 
 @pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("position", ["rope", "relative", "cope"])
+def test_a_window_alone_is_the_sliding_window(position: str) -> None:
+    """With every kind of encoding, one that counts what lies between included, cut anywhere."""
+    told: Any = {"name": position} | {"relative": {"context": 9}, "cope": {"p_max": 6}}.get(position, {})
+    ours, other = layer_of(position=told, window=5), layer_of("sliding_window", position=told, window=5)
+    expected = other(inputs(), facts(False)).y
+    assert distance(ours(inputs(), facts(False)).y, expected) < 1e-12
+    first = ours(inputs()[:, :7], facts(False, 7))
+    rest = ours(inputs()[:, 7:], consecutive(LENGTH - 7, start=7), first.state)
+    assert distance(torch.cat([first.y, rest.y], 1), expected) < 1e-12
+
+
 def test_dilation_is_a_window_on_every_residue_class(together: bool) -> None:
     dilated, window = layer_of(position="none", window=5, dilation=3), layer_of(position="none", window=5)
     y = dilated(inputs(), facts(together)).y

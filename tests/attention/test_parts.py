@@ -102,7 +102,7 @@ def test_what_is_laid_out_by_residues_is_lifted_again(stride: int, told: dict[st
     last = Context(torch.arange(53, 63)[None].expand(2, -1), **told)
     keys = KeyValues.of(x, x, None, all_)
     layout = Residues(last, keys if not told else keys.reset(torch.zeros(2, dtype=torch.bool)), stride)
-    assert layout.alike == (not told)
+    assert (layout.start is None) == bool(told)
     assert torch.equal(layout.lift(layout.queries(x[:, :, 13:])), x[:, :, 13:])
     in_place = layout.keys(torch.arange(23.0)[None, None, :, None].expand(2, 1, -1, -1))
     assert set(in_place.long().flatten().tolist()) == set(range(23))

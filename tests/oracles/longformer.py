@@ -8,12 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CASES = [
-    {"window": 5, "dilation": "[1,2]"},
-    {"window": 4, "global_tokens": 3},
-    {"window": 3, "dilation": "[3,1]", "global_tokens": 2},
-    {"window": "[7]", "dilation": "[[4,4]]"},
-]
+CASES = [{"window": 4, "dilation": "[3,1]", "global_tokens": 2}, {"window": "[5]", "dilation": "[[2,2]]"}]
 DEGENERATE = {"window": 1000}
 
 

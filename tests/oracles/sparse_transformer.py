@@ -11,7 +11,6 @@ CASES = [
     {"stride": 6, "summaries": 2},
     {"stride": 5, "pattern": "strided"},
     {"stride": 4, "summaries": 1, "integration": "multi_head"},
-    {"stride": 3, "pattern": "strided", "integration": "multi_head"},
 ]
 DEGENERATE = {"stride": 1000, "summaries": 32}
 
