@@ -121,13 +121,9 @@ class Focused(MultiHead):
         if self.cosines:
             self.log_scale = nn.Parameter(torch.full((shape.n_heads,), math.log(initial_scale)))
 
-    def project(self, x: Tensor, context: Context) -> tuple[Tensor, KeyValues]:
-        """As any layer with heads; with a learned temperature scores are cosines times the scale."""
-        if not self.cosines:
-            return super().project(x, context)
-        q, k, v = (self.split(project(x)) for project in (self.q, self.k, self.v))
-        q, k = cosine(q, k, self.log_scale)
-        return q, KeyValues.of(k, v, self.position.key_features(x, k, v), context)
+    def compared(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """With a learned temperature scores are cosines times the scale."""
+        return cosine(q, k, self.log_scale) if self.cosines else (q, k)
 
     def forward(self, x: Tensor, context: Context, state: State | None = None) -> AttentionOutput:
         """Read ``x`` ``[batch, time, d_model]``; ``state`` is the ``KeyValues`` of what was read before."""

@@ -123,13 +123,9 @@ class Memorizing(MultiHead):
         before = max(self.local.memory, self.since) if self.remembers else self.local.memory
         return self.local.length - 1 + before
 
-    def project(self, x: Tensor, context: Context) -> tuple[Tensor, KeyValues]:
-        """As any layer with heads; in a memory layer scores are cosines times s."""
-        if not self.remembers:
-            return super().project(x, context)
-        q, k, v = (self.split(project(x)) for project in (self.q, self.k, self.v))
-        q, k = cosine(q, k, self.log_scale)
-        return q, KeyValues.of(k, v, self.position.key_features(x, k, v), context)
+    def compared(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """In a memory layer scores are cosines times s."""
+        return cosine(q, k, self.log_scale) if self.remembers else (q, k)
 
     def forward(self, x: Tensor, context: Context, state: State | None = None) -> AttentionOutput:
         """Read ``x`` ``[batch, time, d_model]``; ``state`` is the ``KeyValues`` of what was read before."""

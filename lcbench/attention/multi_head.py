@@ -35,7 +35,12 @@ class MultiHead(Attention):
     def project(self, x: Tensor, context: Context) -> tuple[Tensor, KeyValues]:
         """Queries ``[batch, heads, time, head_dim]``, and keys and values, of ``x`` ``[batch, time, d_model]``."""
         q, k, v = (self.split(project(x)) for project in (self.q, self.k, self.v))
+        q, k = self.compared(q, k)
         return q, KeyValues.of(k, v, self.position.key_features(x, k, v), context)
+
+    def compared(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """What scores are products of, made of queries and keys ``[batch, heads, time, head_dim]``."""
+        return q, k
 
     def merge(self, o: Tensor) -> Tensor:
         """What the heads read, ``[batch, heads, time, head_dim]``, to ``[batch, time, d_model]``."""

@@ -14,6 +14,16 @@ _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 
 
+def give_back_memory() -> None:
+    """Hand back to the system what this process has freed, where the C library can (glibc).
+
+    Its heap otherwise keeps the gaps that temporaries of changing sizes leave, and grows by them.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def reset_peak_memory(device: torch.device) -> bool:
     """Forget the peak so far, so that ``peak_memory_bytes`` tells what comes.
 

@@ -26,6 +26,7 @@ from lcbench.engine.faults import cause_of
 from lcbench.engine.interrupt import Interrupted, StopRequest
 from lcbench.engine.machine import facts_of_machine
 from lcbench.engine.progress import Progress
+from lcbench.engine.report import Reporting
 from lcbench.engine.run import LogFile
 from lcbench.errors import ConfigurationError
 from lcbench.logger.base import RunFacts
@@ -108,7 +109,7 @@ def _record(path: Path, console: Console) -> dict[str, Any]:
 
 
 @dataclass
-class _Evaluation:
+class _Evaluation(Reporting):
     experiment: Experiment
     folder: RunFolder
     path: Path
@@ -128,7 +129,7 @@ class _Evaluation:
         with self.stop:
             exit_code = self._executed()
             try:
-                self._close(exit_code)
+                self._close(exit_code, self.path.with_suffix(".log").name)
             finally:
                 with self.stop.finishing():
                     self._write_last()
@@ -226,18 +227,3 @@ class _Evaluation:
             # a watcher's failure must not cost the scores
             self._say(f"the logger failed and is left out: {type(error).__name__}: {error}")
             self.log.error("%s", traceback.format_exc())
-
-    def _close(self, exit_code: int) -> None:
-        try:
-            self._say(self.experiment.logger.finish(self.result, exit_code))
-        except Exception:
-            self._say(f"the logger could not be closed; {self.path.with_suffix('.log').name} says why")
-            self.log.error("%s", traceback.format_exc())
-        for handler in list(self.log.handlers):
-            handler.close()
-            self.log.removeHandler(handler)
-
-    def _say(self, line: str | None) -> None:
-        if line:
-            self.console.print(line, soft_wrap=True)
-            self.log.info("%s", line)

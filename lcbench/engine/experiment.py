@@ -167,8 +167,18 @@ def cost_of(experiment: Experiment) -> Cost:
 
 
 def folder_of(experiment: Experiment, parent: Path | None = None) -> RunFolder:
-    """The run's folder in ``parent``: the one that already holds what is computed here, or a new name."""
-    parent = parent or experiment.outputs / experiment.name
+    """The run's folder in ``parent``: the one that already holds what is computed here, or a new name.
+
+    Raises:
+        ConfigurationError: if the experiment's name, perhaps from somebody else's config, leaves the outputs.
+    """
+    if parent is None:
+        parent = experiment.outputs / experiment.name
+        if not parent.resolve().is_relative_to(experiment.outputs.resolve()):
+            raise ConfigurationError(
+                f"experiment={experiment.name} is a path out of outputs={experiment.outputs}; the closest name within "
+                f"it is experiment={Path(experiment.name).name}."
+            )
     same = sorted(parent.glob(f"*-{experiment.identity}"))
     return RunFolder(same[0] if same else parent / experiment.folder_name)
 

@@ -34,6 +34,7 @@ from lcbench.engine.machine import facts_of_machine
 from lcbench.engine.module import DivergenceError, TrainingModule
 from lcbench.engine.origin import Origin
 from lcbench.engine.progress import Progress
+from lcbench.engine.report import Reporting
 from lcbench.errors import ConfigurationError
 from lcbench.logger.base import RunFacts
 from lcbench.model.base import Model
@@ -88,7 +89,7 @@ def _record_so_far(folder: RunFolder, console: Console) -> dict[str, Any]:
         return {}
 
 
-class _Run:
+class _Run(Reporting):
     def __init__(self, experiment: Experiment, folder: RunFolder, console: Console, before: dict[str, Any]) -> None:
         self.earlier_seconds = before.get("cost/wall_seconds", 0.0)
         self.continues = {key: value for key, value in before.items() if key.startswith("continues/")}
@@ -111,7 +112,7 @@ class _Run:
             self.result["cost/peak_memory_bytes"] = peak_memory_bytes(self.device)
             try:
                 # before the record: a run killed in between is scored and logged again, not lost to the logger
-                self._close(exit_code)
+                self._close(exit_code, "run.log", self.logger_started)
             finally:
                 with self.stop.finishing():
                     self._write_record()
@@ -166,23 +167,6 @@ class _Run:
             self._say(experiment.logger.start(_facts_of(experiment, folder)))
         except Exception as error:
             self._leave_logger_out(error)
-
-    def _close(self, exit_code: int) -> None:
-        try:
-            if self.logger_started:
-                self._say(self.experiment.logger.finish(self.result, exit_code))
-        except Exception:
-            # a watcher's failure must not turn a finished run into a failed one
-            self._say("the logger could not be closed; run.log says why")
-            self.log.error("%s", traceback.format_exc())
-        for handler in list(self.log.handlers):
-            handler.close()
-            self.log.removeHandler(handler)
-
-    def _say(self, line: str | None) -> None:
-        if line:
-            self.console.print(line, soft_wrap=True)
-            self.log.info("%s", line)
 
     def _train_and_score(self) -> dict[str, Any]:
         settings = self.experiment.trainer

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lcbench.attention.base import State
-from lcbench.cost.memory import peak_memory_bytes, reset_peak_memory
+from lcbench.cost.memory import give_back_memory, peak_memory_bytes, reset_peak_memory
 from lcbench.dataset.base import Batch
 from lcbench.dataset.synthetic import Examples, narrow, widen
 from lcbench.engine.tally import Tally, autocast, facts_of
@@ -59,6 +59,7 @@ def stream_score(
     drawn = Examples(task, seed, evaluation_set)
     tallies: dict[str, Tally] = {}
     seconds, tokens, state_bytes = 0.0, 0, 0
+    give_back_memory()
     reset_peak_memory(torch.device(device))
     was_training = model.training
     model.eval()
@@ -68,6 +69,7 @@ def stream_score(
                 rows = range(start, min(start + batch_size, examples))
                 # one at a time: all of them in full width would be several times as much
                 batch = Batch.concatenate([drawn.take(row, row + 1).map(narrow) for row in rows])
+                give_back_memory()
                 began = time.perf_counter()
                 predictions, state = _read(model, objective, batch, chunk, device, tick)
                 seconds += time.perf_counter() - began
@@ -106,6 +108,8 @@ def _read(
         if piece.scored.any():
             said = scores.argmax(-1).masked_fill(~piece.scored, 0)
             predictions[:, start : start + chunk] = said.to(predictions.dtype).to(predictions.device)
+        del output, scores
+        give_back_memory()
         tick(piece.tokens.numel())
     assert state is not None
     return predictions, state

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
 import pytest
 
 from lcbench.composition import build, compose
 from lcbench.engine import experiment
+from lcbench.engine.run import folder_of
 from lcbench.errors import ConfigurationError
 
 
@@ -40,3 +44,13 @@ def test_a_state_larger_than_the_machine_is_refused_with_what_fits(monkeypatch: 
     build(compose([*words[:2], words[3], "evaluation.sets=[length_1M_depth_0]", "attention=infini"]))
     with pytest.raises(ConfigurationError, match=r"trainer\.batch_size=4000: training .* largest that fits"):
         build(compose(["trainer.batch_size=4000"]))
+
+
+@pytest.mark.parametrize("name", ["../elsewhere", "/tmp/elsewhere", "a/../../b"])
+def test_an_experiments_name_does_not_leave_the_outputs(name: str, tmp_path: Path) -> None:
+    # a config that came from somebody else may say anything
+    given = dataclasses.replace(build(compose([f"outputs={tmp_path}/outputs"])), name=name)
+    with pytest.raises(ConfigurationError, match=r"path out of outputs=.* closest name within it is experiment=\w+\."):
+        folder_of(given)
+    inside = dataclasses.replace(given, name="mine/of_mine")
+    assert folder_of(inside).path.parent == tmp_path / "outputs" / "mine" / "of_mine"
