@@ -6,8 +6,8 @@
     python benchmarks/mechanisms.py --lengths 1024 4096 --only infini memorizing --rounds 9
 
 A package that is not installed costs its row the comparison, no more. (memorizing-transformers-pytorch asks for
-faiss-gpu, which has no builds for today's Python; it works with faiss-cpu.) The authors' codes of Transformer-XL and
-landmark attention are no packages: those rows have no peer.
+faiss-gpu, which has no builds for today's Python; it works with faiss-cpu.) The authors' codes of Transformer-XL,
+landmark, dilated and shifted attention are in no package that runs on a CPU: those rows have no peer.
 
 Two scopes, compared only with themselves:
 
@@ -258,6 +258,7 @@ def layer_row(
 
 
 _SEGMENTS = {"segment": SEGMENT, "memory": SEGMENT}
+_PATTERNS = {"segments": [SEGMENT, 4 * SEGMENT, 16 * SEGMENT], "dilations": [1, 4, 16]}
 
 ROWS = {
     "full": layer_row("full", "rope"),
@@ -284,6 +285,7 @@ ROWS = {
         # both memories hold all that was read
         lambda length: {"segment": SEGMENT, "cache": SEGMENT, "memory": length, "retrieved": RETRIEVED},
     ),
+    "dilated": layer_row("dilated", "rope", options=lambda length: _PATTERNS),
     "landmark": layer_row("landmark", "rope", options=lambda length: {"block": BLOCK}),
     "decoder": Row("model", decoder),
     "recurrent_memory": Row(

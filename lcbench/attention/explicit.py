@@ -7,7 +7,7 @@ constant few, so that nothing of size ``q_time x k_time`` stays alive (as in Rab
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -52,12 +52,14 @@ class _Weighed:
         biases: what was added to the scores; each broadcasts to the shape of the weights.
         normalised: the weights, ``[batch, heads, rows, columns]``.
         visible: ``[1 or batch, 1, rows, columns]``.
+        normaliser: log of the sum of exponentials of the scores, ``[batch, heads, rows]``, if it was asked for.
     """
 
     read: dict[str, Tensor]
     biases: list[Tensor]
     normalised: Normalised
     visible: Tensor
+    normaliser: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,8 @@ class Run:
     dropout: float
     seed: int
     differentiable: bool
+    #: whether the logarithm of the softmax's denominator is returned too
+    normaliser: bool = field(default=False, kw_only=True)
 
     @property
     def pair_width(self) -> int:
@@ -128,7 +132,13 @@ class Run:
                 biases.append(bias)
         for bias in biases:
             scores = scores + bias.detach()
-        return _Weighed(read, biases, self.normalise(self.hide(scores, block, visible), block), visible)
+        scores = self.hide(scores, block, visible)
+        normaliser = None
+        if self.normaliser:
+            normaliser = scores.logsumexp(-1)
+            if self.pairs.ragged:
+                normaliser.masked_fill_(~visible.any(-1), -torch.inf)
+        return _Weighed(read, biases, self.normalise(scores, block), visible, normaliser)
 
     def kept(self, weights: Tensor, block: Block) -> Tensor:
         """Dropout's factors, ``[batch, heads, rows, columns]``: the same again in the backward pass."""
@@ -144,6 +154,16 @@ class Run:
 @torch.compiler.disable
 def explicit(run: Run, q: Tensor, keys: KeyValues, rotated_q: Tensor, rotated_k: Tensor) -> Tensor:
     """Blocks of queries with recomputation; ``[batch, heads, q_time, head_dim]``."""
+    return _applied(run, q, keys, rotated_q, rotated_k)[0]
+
+
+@torch.compiler.disable
+def explicit_part(run: Run, q: Tensor, keys: KeyValues, rotated_q: Tensor, rotated_k: Tensor) -> tuple[Tensor, Tensor]:
+    """The same, and the log of the softmax's denominator, ``[batch, heads, q_time]``; -inf where nothing is seen."""
+    return _applied(replace(run, normaliser=True), q, keys, rotated_q, rotated_k)
+
+
+def _applied(run: Run, q: Tensor, keys: KeyValues, rotated_q: Tensor, rotated_k: Tensor) -> tuple[Tensor, Any]:
     tensors = _inputs(run, q, keys, rotated_q, rotated_k)
     return _ExplicitAttention.apply(
         run, *(None if tensor is None else tensor.contiguous() for tensor in tensors), *run.position.parameters()
@@ -178,23 +198,27 @@ def _inputs(run: Run, q: Tensor, keys: KeyValues, rotated_q: Tensor, rotated_k: 
 
 
 class _ExplicitAttention(torch.autograd.Function):
-    """``run, q, k, v, unrotated q, unrotated k, features, distance vectors, *parameters -> output``.
+    """``run, q, k, v, unrotated q, unrotated k, features, distance vectors, *parameters -> output, normaliser``.
 
     Unrotated queries and keys are None where rotation changes nothing. For the backward pass the arguments are kept,
     and the first blocks up to ``_KEPT_PAIRS``; all others are made again. With ``P = softmax(S)`` of a block,
 
         dV = P^T dO,  dP = dO V^T,  dS = P * (dP - rowsum(P * dP)),  dQ = c dS K,  dK = c dS^T Q
 
-    and the bias hands its share of dS on to all that it read, by autograd within the block.
+    and the bias hands its share of dS on to all that it read, by autograd within the block. The normaliser l, where it
+    is asked for, adds ``P * dl`` to dS.
     """
 
     @staticmethod
-    def forward(ctx: Any, run: Run, *tensors: Any) -> Tensor:
+    def forward(ctx: Any, run: Run, *tensors: Any) -> tuple[Tensor, Tensor | None]:
         ctx.run, ctx.weighed = run, {}
         ctx.save_for_backward(*tensors)
         q, k, v = tensors[:3]
         room = _KEPT_PAIRS if run.differentiable and any(ctx.needs_input_grad) else 0
         out = torch.empty_like(q)
+        normaliser = None
+        if run.normaliser:
+            normaliser = q.new_empty(q.shape[:-1], dtype=torch.promote_types(q.dtype, torch.float32))
         # hooks on saved tensors (of checkpointing, of offloading) are for the arguments
         with without_autocast(q.device), saved_tensors_hooks(_as_it_is, _as_it_is):
             for index, block in enumerate(run.blocks(q, k)):
@@ -209,11 +233,13 @@ class _ExplicitAttention(torch.autograd.Function):
                     weights = weights * run.kept(weights, block)
                 o = torch.matmul(weights.to(v.dtype), v[columns])
                 out[rows] = o.masked_fill_(~weighed.visible.any(-1, keepdim=True), 0) if run.pairs.ragged else o
-        return out
+                if normaliser is not None:
+                    normaliser[rows] = weighed.normaliser
+        return out, normaliser
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, d_out: Tensor, d_normaliser: Tensor | None) -> tuple[Tensor | None, ...]:
         run: Run = ctx.run
         inputs = ctx.saved_tensors[:7]
         q, k, v, plain_q = inputs[:4]
@@ -239,6 +265,8 @@ class _ExplicitAttention(torch.autograd.Function):
                     used, d_weights = weights * kept, d_weights * kept
                 d_v[columns] += torch.matmul(used.to(v.dtype).transpose(-1, -2), d_o)
                 d_scores = weighed.normalised.backward(d_weights)
+                if d_normaliser is not None:
+                    d_scores = torch.addcmul(d_scores, weights, d_normaliser[rows][..., None])
 
                 moving = [bias for bias in weighed.biases if bias.requires_grad]
                 if moving:
