@@ -286,6 +286,8 @@ ROWS = {
         lambda length: {"segment": SEGMENT, "cache": SEGMENT, "memory": length, "retrieved": RETRIEVED},
     ),
     "dilated": layer_row("dilated", "rope", options=lambda length: _PATTERNS),
+    # groups of a quarter of the length, as in the paper
+    "shifted": layer_row("shifted", "rope", options=lambda length: {"group": length // 4}),
     "landmark": layer_row("landmark", "rope", options=lambda length: {"block": BLOCK}),
     "decoder": Row("model", decoder),
     "recurrent_memory": Row(
