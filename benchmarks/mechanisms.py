@@ -6,8 +6,8 @@
     python benchmarks/mechanisms.py --lengths 1024 4096 --only infini memorizing --rounds 9
 
 A package that is not installed costs its row the comparison, no more. (memorizing-transformers-pytorch asks for
-faiss-gpu, which has no builds for today's Python; it works with faiss-cpu.) The authors' codes of Transformer-XL and
-landmark attention are no packages: those rows have no peer.
+faiss-gpu, which has no builds for today's Python; it works with faiss-cpu.) The authors' codes of Transformer-XL,
+landmark, dilated and shifted attention are in no package that runs on a CPU: those rows have no peer.
 
 Two scopes, compared only with themselves:
 
@@ -320,6 +320,7 @@ def layer_row(
 
 _SEGMENTS = {"segment": SEGMENT, "memory": SEGMENT}
 _LONGFORMER = {"window": SEGMENT, "global_tokens": GLOBALS}
+_PATTERNS = {"segments": [SEGMENT, 4 * SEGMENT, 16 * SEGMENT], "dilations": [1, 4, 16]}
 
 ROWS = {
     "full": layer_row("full", "rope"),
@@ -357,6 +358,9 @@ ROWS = {
         "rope",
         options=lambda length: {"pattern": "strided", "stride": math.isqrt(length)},
     ),
+    "dilated": layer_row("dilated", "rope", options=lambda length: _PATTERNS),
+    # groups of a quarter of the length, as in the paper
+    "shifted": layer_row("shifted", "rope", options=lambda length: {"group": length // 4}),
     "landmark": layer_row("landmark", "rope", options=lambda length: {"block": BLOCK}),
     "bigbird": layer_row("bigbird", "none", "transformers", bigbird),
     "longt5_local": layer_row("longt5_local", "t5", "transformers", longt5(local=True)),

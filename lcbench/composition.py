@@ -27,7 +27,7 @@ from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from lcbench.configs import choices_of, config_directory, groups_of, is_computed
 from lcbench.errors import ConfigurationError, closest
-from lcbench.schema import injected, is_own, locate, options_of, validated
+from lcbench.schema import PARTS, injected, is_own, locate, options_of, parts_of, validated
 
 if TYPE_CHECKING:
     from lcbench.attention.base import Attention
@@ -235,9 +235,12 @@ def build(composition: Composition, trained: bool = False) -> Experiment:
 
 
 def construct(node: dict[str, Any], *injected: Any) -> Any:
-    """Call a node's target with what its owner injects and what the node configures."""
+    """Call a node's target with what its owner injects and what the node configures; a part within the node arrives
+    as a factory."""
     target = locate(node["_target_"], "_target_")
-    return target(*injected, **validated(target, _without_target(node)))
+    options = _without_target(node)
+    parts = [_factory(options.pop(name)) for name in parts_of(target)]
+    return target(*injected, *parts, **validated(target, options))
 
 
 def construct_model(config: dict[str, Any], vocabulary_size: int) -> Model:
@@ -267,13 +270,18 @@ def build_attention(
         d_model: width; divisible by ``n_heads``.
         n_heads: heads.
         position: a choice of the position group, or a dict with ``name`` and that encoding's options.
-        options: the mechanism's own options.
+        options: the mechanism's own options; a mechanism within it is a name, or a dict as for ``position``.
     """
     from lcbench.position.base import LayerShape
 
     chosen = {"name": position} if isinstance(position, str) else dict(position)
     encoding = chosen.pop("name")
     overrides = [f"attention={name}", f"position={encoding}"]
+    for part in [key for key in PARTS if key in options]:
+        within = options.pop(part)
+        within = {"name": within} if isinstance(within, str) else dict(within)
+        overrides.append(f"attention.{part}={within.pop('name')}")
+        options |= {f"{part}.{key}": value for key, value in within.items()}
     overrides += [f"++attention.{key}={json.dumps(value)}" for key, value in options.items()]
     overrides += [f"++position.{key}={json.dumps(value)}" for key, value in chosen.items()]
     config = compose(overrides).config
@@ -321,15 +329,16 @@ def _checked_override(override: Override, directories: Sequence[Path]) -> str:
     key, groups = override.key_or_group, groups_of(directories)
     if key.startswith("hydra") or override.is_delete():
         return text
-    if key in groups:
-        known = list(choices_of(key, directories))
+    root, _, part = key.partition(".")
+    within = root in groups and part in PARTS  # a part is of the same group as the whole
+    if key in groups or within:
+        known = list(choices_of(root, directories))
         values = override.sweep_string_iterator() if override.is_sweep_override() else [override.get_value_string()]
         for value in (str(value).strip("'\"") for value in values):
             if value != "null" and value not in known:
-                hint = f"{closest(value, known)} `lcbench list {key}`."
+                hint = f"{closest(value, known)} `lcbench list {root}`."
                 raise ConfigurationError(f"{key}={value}: no such choice; {hint}")
-        return text.lstrip("+")
-    root = key.split(".")[0]
+        return f"{root}@{key}={text.partition('=')[2]}" if within else text.lstrip("+")
     known = sorted({*groups, *_root_keys()})
     if root not in known:
         raise ConfigurationError(f"{key}={override.get_value_string()}: no such key; {closest(key, known)}")
@@ -348,6 +357,11 @@ def _hydra(arguments: list[str]) -> tuple[DictConfig, dict[str, str]]:
         with initialize_config_dir(config_dir=str(config_directory()), version_base="1.3"):
             node = hydra_compose("config", overrides=arguments, return_hydra_config=True)
     except (HydraException, OmegaConfBaseException) as error:
+        if lone := re.search(r"Could not override '(\w+)@(\1\.\w+)'", str(error)):
+            raise ConfigurationError(
+                f"{lone[2]}: the {lone[1]} that was chosen has no other {lone[1]} within it; drop it, or take one "
+                "that has, such as attention=block_causal."
+            ) from None
         raise ConfigurationError(" ".join(str(error).split())) from None
     choices = {str(k): str(v) for k, v in node.hydra.runtime.choices.items() if not str(k).startswith("hydra/")}
     OmegaConf.set_struct(node, False)
@@ -377,11 +391,16 @@ def _fill_defaults(node: DictConfig, files: _Files) -> None:
 
 
 def _fill_group(node: DictConfig, group: str, files: _Files) -> None:
-    child = node[group]
-    options = options_of(locate(child._target_, f"{group}._target_"))
+    child: Any = OmegaConf.select(node, group)
+    target = locate(child._target_, f"{group}._target_")
+    options, parts = options_of(target), parts_of(target)
+    for part in parts:
+        if part not in child:
+            raise ConfigurationError(f"{group}.{part} is missing: {child._target_} needs it.")
+        _fill_group(node, f"{group}.{part}", files)
     for key in map(str, list(child)):
         full = f"{group}.{key}"
-        if key == "_target_" or key in options:
+        if key == "_target_" or key in options or key in parts:
             continue
         if f"{group}._target_" in files.given and full not in files.given:
             # the file's options belong to the class it names, not to the user's own
@@ -409,11 +428,19 @@ def _checked(node: DictConfig, files: _Files) -> dict[str, Any]:
             raise ConfigurationError(f"{key}={value} ({files.origin(key)}): must be {kind.__name__}.")
     for group in map(str, list(node)):
         if isinstance(node[group], DictConfig) and "_target_" in node[group]:
-            child = _resolved(node[group])
-            target = locate(child.pop("_target_"), f"{group}._target_")
-            options = validated(target, child, group, files.origin)
-            node[group] = {"_target_": node[group]._target_, **options}
+            node[group] = _validated(_resolved(node[group]), group, files)
     return _resolved(node)
+
+
+def _validated(child: dict[str, Any], group: str, files: _Files) -> dict[str, Any]:
+    name = child.pop("_target_")
+    target = locate(name, f"{group}._target_")
+    parts = {}
+    for part in parts_of(target):
+        if part not in child:
+            raise ConfigurationError(f"{group}.{part} is missing: {name} needs it.")
+        parts[part] = _validated(child.pop(part), f"{group}.{part}", files)
+    return {"_target_": name, **validated(target, child, group, files.origin), **parts}
 
 
 def _resolved(node: DictConfig) -> dict[str, Any]:

@@ -52,6 +52,15 @@ def injected(target: Any) -> list[str]:
     return [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
 
 
+#: what a constructor takes by these names before the ``*`` is a component of its own kind, configured within its node
+PARTS = ("inner",)
+
+
+def parts_of(target: Any) -> list[str]:
+    """Names of the components that are configured within a target's node and handed over as factories."""
+    return [name for name in injected(target) if name in PARTS]
+
+
 def options_of(target: Any) -> dict[str, inspect.Parameter]:
     """The configurable arguments."""
     parameters = inspect.signature(target).parameters

@@ -265,6 +265,8 @@ class Attention(nn.Module, ABC):
     reads_together: bool = False
     #: whether evaluation reads otherwise than training, by definition and not because of dropout
     evaluation_differs: bool = False
+    #: whether it carries what it has read beyond any length it was trained on, by design
+    remembers: bool = False
     #: whether it is nothing but full attention where no token is a landmark
     needs_landmarks: bool = False
 

@@ -93,6 +93,7 @@ class Compressive(MultiHead):
         ConfigurationError: for sizes that do not divide, and for an encoding that adds to the input.
     """
 
+    remembers = True
     footprint = "d (nm + ncm + ns)"
 
     def __init__(

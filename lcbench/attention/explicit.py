@@ -214,6 +214,14 @@ def explicit_with_totals(
     return o, totals
 
 
+def explicit_part(
+    run: Run, q: Tensor, keys: KeyValues, rotated_q: Tensor, rotated_k: Tensor, vectors: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The output and its totals, -inf where a query sees nothing."""
+    o, totals = explicit_with_totals(replace(run, totals=True), q, keys, rotated_q, rotated_k, vectors)
+    return o, totals.masked_fill(totals <= torch.finfo(totals.dtype).min / 2, -torch.inf)
+
+
 @torch.compiler.disable
 def attention_received(
     run: Run, q: Tensor, keys: KeyValues, rotated_q: Tensor, rotated_k: Tensor, asked: Tensor

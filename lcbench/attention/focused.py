@@ -75,6 +75,7 @@ class Focused(MultiHead):
             the memory at one position.
     """
 
+    remembers = True
     footprint = "H (dk + dv) T"
 
     def __init__(

@@ -99,6 +99,7 @@ class Infini(MultiHead):
         ConfigurationError: for a segment without positions, or a gate that is shut or open for good.
     """
 
+    remembers = True
     footprint = "2 H dk (dv + 1) + H (dk + dv) (N - 1)"
 
     def __init__(

@@ -86,6 +86,7 @@ class Landmark(MultiHead):
 
     needs_landmarks = True
 
+    remembers = True
     footprint = "H (dk + dv) T, landmarks included"
 
     def __init__(

@@ -72,6 +72,7 @@ class Linear(MultiHead):
         ConfigurationError: for an encoding that acts on scores.
     """
 
+    remembers = True
     footprint = "H dk (dv + 1)"
 
     def __init__(self, shape: LayerShape, position: PositionEncoding) -> None:

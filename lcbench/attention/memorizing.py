@@ -68,6 +68,7 @@ class Memorizing(MultiHead):
             good, or faiss where it is not installed.
     """
 
+    remembers = True
     footprint = "H (dk + dv) (Mem + X + L - 1)"
 
     def __init__(

@@ -140,7 +140,7 @@ class Pairs:
     def _stop(self, start: int, rows: int, q_time: int) -> int:
         stop = min(start + rows, q_time)
         if isinstance(self.reach, Segment) and self.first is not None:
-            at = self.first + self.offset + start
+            at = self.first + self.offset + start + self.reach.shift
             # a query of the next segment would make the block read the keys of both
             stop = min(stop, start + self.reach.length - at % self.reach.length)
         return stop

@@ -79,18 +79,19 @@ class DilatedWindow(Reach):
 class Segment(Reach):
     """Its own segment of ``length`` positions, and the ``memory`` positions before that segment.
 
-    Segments begin at the positions that ``length`` divides.
+    Segments begin at the positions that ``length`` divides, or ``shift`` before them.
     """
 
     length: int
     memory: int = 0
+    shift: int = 0
 
     @property
     def places(self) -> int:  # type: ignore[override]
         return self.length + self.memory
 
     def since(self, positions: Positions) -> Positions:
-        return positions - positions % self.length - self.memory
+        return positions - (positions + self.shift) % self.length - self.memory
 
     def until(self, positions: Positions) -> Positions:
-        return positions - positions % self.length + (self.length - 1)
+        return positions - (positions + self.shift) % self.length + (self.length - 1)

@@ -12,7 +12,7 @@ Both take blocks of queries and only the keys that a block may see.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -22,7 +22,8 @@ from torch.utils.checkpoint import checkpoint
 
 from lcbench.attention.base import Context
 from lcbench.attention.cache import KeyValues, along_time
-from lcbench.attention.explicit import Run, attention_received, explicit
+from lcbench.attention.explicit import Run, attention_received, explicit, explicit_part
+from lcbench.attention.flash import Flash
 from lcbench.attention.pairs import Block, Pairs
 from lcbench.attention.reach import Reach, Segment
 from lcbench.position.base import PositionEncoding
@@ -61,19 +62,54 @@ def attend(
     Returns:
         ``[batch, heads, q_time, head_dim]``; 0 where a query sees no key.
     """
+    return _ordered(q, context, keys, position, causal, reach, dropout, vectors, False)[0]
+
+
+def attend_part(
+    q: Tensor,
+    context: Context,
+    keys: KeyValues,
+    position: PositionEncoding,
+    *,
+    causal: bool = True,
+    reach: Reach | None = None,
+    dropout: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """``attend`` over some of the keys, and what is needed to make one softmax of several such parts.
+
+    Returns:
+        ``attend``'s output, and the log of the softmax's denominator, ``[batch, heads, q_time]``, in float32 at least:
+        -inf where a query sees no key. Both have gradients.
+    """
+    o, normaliser = _ordered(q, context, keys, position, causal, reach, dropout, None, True)
+    assert normaliser is not None
+    return o, normaliser
+
+
+def _ordered(
+    q: Tensor,
+    context: Context,
+    keys: KeyValues,
+    position: PositionEncoding,
+    causal: bool,
+    reach: Reach | None,
+    dropout: float,
+    vectors: Tensor | None,
+    normaliser: bool,
+) -> tuple[Tensor, Tensor | None]:
     if causal and q.shape[2] > keys.length:
         raise ValueError(f"{q.shape[2]} queries are aligned with the end of only {keys.length} keys")
     if q.numel() == 0:
-        return q
+        return q, q.new_empty(q.shape[:-1], dtype=torch.promote_types(q.dtype, torch.float32))
     if reach is not None and context.padding is not None:
         # padding between two tokens would push what the later one sees out of its reach
         order = context.padding.long().argsort(dim=1, stable=True)  # [batch, q_time], tokens first
         inverse = order.argsort(dim=1)
         context = context.map(lambda tensor: tensor.gather(1, order))
         keys = keys.reorder_last(order)
-        o = _attend(along_time(q, order), context, keys, position, causal, reach, dropout, vectors)
-        return along_time(o, inverse)
-    return _attend(q, context, keys, position, causal, reach, dropout, vectors)
+        o, sums = _attend(along_time(q, order), context, keys, position, causal, reach, dropout, vectors, normaliser)
+        return along_time(o, inverse), None if sums is None else along_time(sums[..., None], inverse)[..., 0]
+    return _attend(q, context, keys, position, causal, reach, dropout, vectors, normaliser)
 
 
 def _attend(
@@ -85,17 +121,24 @@ def _attend(
     reach: Reach | None,
     dropout: float,
     vectors: Tensor | None,
-) -> Tensor:
+    normaliser: bool,
+) -> tuple[Tensor, Tensor | None]:
     pairs = Pairs.of(context, keys, causal, reach)
     rotated_q, rotated_k = position.rotate(q, keys.k, context.positions, keys.positions)
     reads_content = position.reads_content(keys.positions)
     has_bias = type(position).position_bias is not PositionEncoding.position_bias
     learns_bias = has_bias and torch.is_grad_enabled() and any(p.requires_grad for p in position.parameters())
-    if reads_content or learns_bias or (dropout > 0 and q.device.type == "cpu"):
+    # on a CPU the fused kernel drops nothing; elsewhere it keeps the normaliser to itself
+    unable = normaliser if q.device.type != "cpu" else dropout > 0
+    if reads_content or learns_bias or unable:
         seed = int(torch.randint(2**62, (), device="cpu")) if dropout > 0 else 0
         run = Run(pairs, position, reads_content, has_bias, dropout, seed, torch.is_grad_enabled())
-        return explicit(run, q, keys, rotated_q, rotated_k, vectors)
-    return _fused(pairs, position if has_bias else None, rotated_q, rotated_k, keys.v, dropout)
+        if normaliser:
+            return explicit_part(run, q, keys, rotated_q, rotated_k, vectors)
+        return explicit(run, q, keys, rotated_q, rotated_k, vectors), None
+    kernel = _with_normaliser if normaliser else _without
+    o, *sums = _fused(pairs, position if has_bias else None, rotated_q, rotated_k, keys.v, dropout, kernel)
+    return o, sums[0] if sums else None
 
 
 @torch.no_grad()
@@ -116,23 +159,42 @@ def received(q: Tensor, context: Context, keys: KeyValues, position: PositionEnc
     return attention_received(run, q, keys, *rotated, asked)
 
 
-def _fused(pairs: Pairs, position: PositionEncoding | None, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+#: ``(q, k, v, mask or None, causal, dropout) -> o`` and perhaps the normaliser, all with time as axis 2
+Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool, float], tuple[Tensor, ...]]
+
+
+def _without(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, dropout: float) -> tuple[Tensor, ...]:
+    return (scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal),)
+
+
+def _with_normaliser(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, dropout: float
+) -> tuple[Tensor, ...]:
+    return Flash.apply(q, k, v, causal, mask)
+
+
+def _fused(
+    pairs: Pairs, position: PositionEncoding | None, q: Tensor, k: Tensor, v: Tensor, dropout: float, kernel: Kernel
+) -> tuple[Tensor, ...]:
     """The fused kernel; ``position`` only if it has a bias. A mask is made for one block of queries at a time."""
     if position is None and pairs.all_visible:
-        return scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+        return kernel(q, k, v, None, False, dropout)
     if position is None and pairs.reach is None and pairs.square(pairs.whole):
-        return scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+        return kernel(q, k, v, None, True, dropout)
 
-    def read(q: Tensor, k: Tensor, v: Tensor, block: Block) -> Tensor:
+    def read(q: Tensor, k: Tensor, v: Tensor, block: Block) -> tuple[Tensor, ...]:
         if position is None and pairs.square(block):
-            return scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+            return kernel(q, k, v, None, True, dropout)
         visible = pairs.visible(block)
         bias = None if position is None else position.position_bias(pairs.alignment(block))
         bias = q.new_zeros(()) if bias is None else bias.to(q.dtype)
         mask = torch.where(visible, bias, torch.finfo(q.dtype).min)
-        o = scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        o, *sums = kernel(q, k, v, mask, False, dropout)
+        if not pairs.ragged:
+            return o, *sums
         # a query that sees nothing got the mean of all values
-        return o.masked_fill(~visible.any(-1, keepdim=True), 0) if pairs.ragged else o
+        blind = ~visible.any(-1)
+        return o.masked_fill(blind[..., None], 0), *(each.masked_fill(blind, -torch.inf) for each in sums)
 
     bare = position is None and isinstance(pairs.reach, Segment) and pairs.reach.memory == 0 and not pairs.ragged
     rows = _SQUARE_ROWS if bare else _FUSED_ROWS
@@ -152,7 +214,7 @@ def _fused(pairs: Pairs, position: PositionEncoding | None, q: Tensor, k: Tensor
             outputs.append(checkpoint(read, of_q, of_k, of_v, block, use_reentrant=False))
         else:
             outputs.append(read(of_q, of_k, of_v, block))
-    return torch.cat(outputs, 2)
+    return tuple(torch.cat(each, 2) for each in zip(*outputs, strict=True))
 
 
 def _slices(tensor: Tensor, spans: Sequence[slice]) -> list[Tensor]:

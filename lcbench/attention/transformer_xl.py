@@ -72,6 +72,7 @@ class TransformerXL(MultiHead):
         ConfigurationError: for sizes at which a query sees nothing, and for an encoding that the memory defeats.
     """
 
+    remembers = True
     footprint = "d (M + L - 1)"
 
     def __init__(

@@ -34,5 +34,5 @@ class Alibi(PositionEncoding):
 
     def position_bias(self, alignment: Alignment) -> Tensor:
         """``[1 or batch, heads, q_time, k_time]``."""
-        m = self.get_buffer("m")  # [heads, 1, 1]
+        m = self.get_buffer("m")[self.heads]  # [heads, 1, 1]
         return -m.to(torch.promote_types(m.dtype, torch.float32)) * alignment.distances()[:, None]

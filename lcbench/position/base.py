@@ -6,7 +6,9 @@ Notation used in every encoding: query position i, key position j, distance ``n 
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -134,6 +136,8 @@ class PositionEncoding(nn.Module):
     reads_between: bool = False
     #: whether ``content_bias`` reads ``scores`` or keeps numbers of a pair; if not, it is handed no scores.
     reads_scores: bool = True
+    #: the heads that queries and keys are of; see ``of_heads``.
+    heads: slice = slice(None)
 
     def __init__(self, shape: LayerShape) -> None:
         super().__init__()
@@ -141,6 +145,15 @@ class PositionEncoding(nn.Module):
 
     def share(self, first: PositionEncoding) -> None:
         """Called on the encoding of every later layer with that of layer 0: adopt the parameters all layers share."""
+
+    def of_heads(self, heads: slice) -> Self:
+        """The same encoding, with the same parameters, for a mechanism that scores some of the layer's heads alone.
+
+        What differs between heads, parameters or buffers, is to be indexed by ``self.heads`` when scores are made.
+        """
+        view = copy.copy(self)
+        view.heads = heads
+        return view
 
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
         """Add to the input embeddings; called once, on the encoding of layer 0.

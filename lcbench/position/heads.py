@@ -24,7 +24,7 @@ class _OfHeads(PositionEncoding):
     def __init__(self, whole: PositionEncoding, heads: Sequence[int]) -> None:
         super().__init__(whole.shape)
         self.whole = whole
-        self.heads = torch.tensor(heads, device="cpu")
+        self.numbers = torch.tensor(heads, device="cpu")
         self.feature_width, self.pair_width = whole.feature_width, whole.pair_width
         self.train(whole.training)
 
@@ -57,8 +57,8 @@ class _OfHeads(PositionEncoding):
     def _placed(self, tensor: Tensor) -> Tensor:
         """``[batch, some heads, ...]`` to ``[batch, heads, ...]``."""
         placed = tensor.new_zeros(len(tensor), self.shape.n_heads, *tensor.shape[2:])
-        return placed.index_copy(1, self.heads.to(tensor.device), tensor)
+        return placed.index_copy(1, self.numbers.to(tensor.device), tensor)
 
     def _taken(self, bias: Tensor) -> Tensor:
         """The other way; a bias that is the same for all heads stays."""
-        return bias if bias.shape[1] == 1 else bias.index_select(1, self.heads.to(bias.device))
+        return bias if bias.shape[1] == 1 else bias.index_select(1, self.numbers.to(bias.device))

@@ -79,7 +79,8 @@ class T5(PositionEncoding):
 
     def position_bias(self, alignment: Alignment) -> Tensor:
         """``[1 or batch, heads, q_time, k_time]``."""
+        table = self.table[self.heads]
         if alignment.offset is None:
-            return self.table[:, self.bucket(alignment.distances())].transpose(0, 1)
-        by_distance = self.table.index_select(1, self.bucket(alignment.all_distances()))
+            return table[:, self.bucket(alignment.distances())].transpose(0, 1)
+        by_distance = table.index_select(1, self.bucket(alignment.all_distances()))
         return spread(by_distance, alignment.q_positions.shape[1])[None]

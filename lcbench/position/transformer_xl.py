@@ -51,7 +51,7 @@ class TransformerXL(PositionEncoding):
         """W_R r_n, ``[heads, distances, head_dim]``."""
         angles = self.clamped(distances)[:, None] * self.frequencies(distances.device, self.u.dtype)
         r = torch.cat([angles.sin(), angles.cos()], -1)  # [distances, d_model]
-        return self.relative(r).unflatten(-1, (self.shape.n_heads, self.shape.head_dim)).transpose(0, 1)
+        return self.relative(r).unflatten(-1, (self.shape.n_heads, self.shape.head_dim)).transpose(0, 1)[self.heads]
 
     def content_bias(
         self,
@@ -63,7 +63,9 @@ class TransformerXL(PositionEncoding):
         visible: Tensor,
     ) -> Tensor:
         c = q.shape[-1] ** -0.5
-        u, w = (c * bias[:, None].to(q.dtype) for bias in (self.u, self.w))  # [heads, 1, head_dim]
+        u, w = (
+            c * bias[:, None].to(q.dtype) for bias in (self.u[self.heads], self.w[self.heads])
+        )  # [heads, 1, head_dim]
         content = torch.matmul(u, k.transpose(-1, -2))  # [batch, heads, 1, k_time]
         if alignment.vectors is None:
             return content + self.jumping(c * q + w, alignment)
@@ -81,7 +83,7 @@ class TransformerXL(PositionEncoding):
             distances = self.clamped(alignment.distances()).clamp(min=0)
             return logits.gather(-1, distances[:, None].expand(*q.shape[:2], -1, -1))
         dtype = torch.promote_types(q.dtype, torch.float32)
-        projection = self.relative.weight.to(dtype).unflatten(0, (self.shape.n_heads, self.shape.head_dim))
+        projection = self.relative.weight.to(dtype).unflatten(0, (self.shape.n_heads, self.shape.head_dim))[self.heads]
         y_sin, y_cos = torch.matmul(q.to(dtype), projection).chunk(2, -1)  # [batch, heads, q_time, d_model / 2]
         f = self.frequencies(q.device, dtype)
         i = alignment.q_positions[:, None, :, None] * f  # [batch, 1, q_time, d_model / 2]
