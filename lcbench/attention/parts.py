@@ -159,7 +159,8 @@ def _explicit(
         totals.append(part.layout.lift(total[..., None]))
     if len(outputs) == 1:
         return outputs[0]
-    shares = torch.stack(totals).softmax(0)  # [parts, batch, heads, q_time, 1]
+    # [parts, batch, heads, q_time, 1]; where a query sees nothing at all, the parts are zero
+    shares = torch.stack(totals).clamp(min=torch.finfo(totals[0].dtype).min / 2).softmax(0)
     return sum(share * wide(o) for share, o in zip(shares, outputs, strict=True)).to(q.dtype)  # type: ignore[union-attr]
 
 

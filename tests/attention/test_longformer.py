@@ -46,7 +46,6 @@ def test_all_in_the_window_or_all_global_is_full_attention(options: dict[str, An
     assert distance(ours, full) < 1e-12
 
 
-@pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("position", ["rope", "relative", "cope"])
 def test_a_window_alone_is_the_sliding_window(position: str) -> None:
     """With every kind of encoding, one that counts what lies between included, cut anywhere."""
@@ -59,6 +58,7 @@ def test_a_window_alone_is_the_sliding_window(position: str) -> None:
     assert distance(torch.cat([first.y, rest.y], 1), expected) < 1e-12
 
 
+@pytest.mark.parametrize("together", [False, True])
 def test_dilation_is_a_window_on_every_residue_class(together: bool) -> None:
     dilated, window = layer_of(position="none", window=5, dilation=3), layer_of(position="none", window=5)
     y = dilated(inputs(), facts(together)).y
