@@ -304,33 +304,56 @@ class Dilated(MultiHead):
     def _mixed(
         self, q: Tensor, new: KeyValues, context: Context, before: DilatedState | None
     ) -> tuple[Tensor, tuple[KeyValues, ...]]:
-        """The mixture ``[batch, heads, time, head_dim]``, pattern by pattern, and what is kept of the tokens."""
-        patterns = self.groups[-1].pattern + 1
-        o = q.new_zeros(patterns, *q.shape)
-        normaliser = wide(q.new_zeros(patterns, *q.shape[:3]))
-        groups = []
-        for number, group in enumerate(self.groups):
-            chosen = Chosen.of(group, context)
-            own = chosen.taken(new, group)
-            keys = own if before is None else before.groups[number].append(own)
-            read, sums = attend_part(
-                along_time(q[:, group.heads], chosen.order),
-                chosen.context,
+        """The mixture ``[batch, heads, time, head_dim]``, pattern by pattern, and what is kept of the tokens.
+
+        Kept tokens are gathered for all groups at once and brought back at once: their number is what counts, and not
+        the number of patterns times the length.
+        """
+        batch, heads, time, width = q.shape
+        chosen = [Chosen.of(group, context) for group in self.groups]
+        of_head = torch.arange(batch * heads, device=q.device).view(batch, heads, 1) * time
+        wanted = [
+            of_head[:, group.heads] + each.order[:, None] for group, each in zip(self.groups, chosen, strict=True)
+        ]
+        index = torch.cat([each.flatten() for each in wanted])  # rows of [batch * heads * time, any]
+
+        def gathered(tensor: Tensor) -> list[Tensor]:
+            """``[batch, heads, time, any]`` to ``[batch, group's heads, kept, any]`` a group."""
+            rows = tensor.reshape(-1, tensor.shape[-1])
+            parts = rows.gather(0, index[:, None].expand(-1, rows.shape[1])).split([each.numel() for each in wanted])
+            return [part.view(*each.shape, rows.shape[1]) for part, each in zip(parts, wanted, strict=True)]
+
+        asked, k, v = gathered(q), gathered(new.k), gathered(new.v)
+        features = [None] * len(wanted) if new.features is None else gathered(new.features)
+        normaliser = wide(q.new_zeros(self.groups[-1].pattern + 1, batch, heads, time))
+        read, groups = [], []
+        for number, (group, each) in enumerate(zip(self.groups, chosen, strict=True)):
+            keys = KeyValues.of(k[number], v[number], features[number], each.context)
+            keys = keys if before is None else before.groups[number].append(keys)
+            o, sums = attend_part(
+                asked[number],
+                each.context,
                 keys,
                 self.position.of_heads(group.heads),
                 causal=not context.together,
                 reach=group.reach,
                 dropout=self.dropped,
             )
-            o[group.pattern, :, group.heads] = chosen.placed(read, 0.0)
-            normaliser[group.pattern, :, group.heads] = chosen.placed(sums[..., None], -torch.inf)[..., 0]
+            normaliser[group.pattern, :, group.heads] = each.placed(sums)
+            read.append(o)
             held = keys.length if keys.padding is None else int((~keys.padding).sum(1).max())
             groups.append(keys.recent(min(group.carried, held)))
         if self.detach_mixture:
             normaliser = normaliser.detach()
         kept = normaliser > -torch.inf  # [patterns, batch, heads, time]
         alpha = torch.softmax(normaliser.masked_fill(~kept.any(0), 0), 0).masked_fill(~kept, 0)
-        return (alpha[..., None].to(o.dtype) * o).sum(0), tuple(groups)
+        weighed = [
+            o * along_time(alpha[group.pattern, :, group.heads, :, None], each.order).to(o.dtype)
+            for group, each, o in zip(self.groups, chosen, read, strict=True)
+        ]
+        rows = torch.cat([each.reshape(-1, width) for each in weighed])
+        o = rows.new_zeros(batch * heads * time, width).scatter_add(0, index[:, None].expand(-1, width), rows)
+        return o.view(batch, heads, time, width), tuple(groups)
 
     def state_bytes(self, batch: int, length: int, dtype: torch.dtype) -> int:
         """Keys, values, features and positions of what every pattern keeps of the last ``w - 1`` tokens or so."""
@@ -376,17 +399,12 @@ class Chosen:
         chosen = replace(chosen, padding=padding, consecutive=consecutive)
         return Chosen(order, (kept.cumsum(1) - 1).clamp(min=0), kept, chosen)
 
-    def taken(self, new: KeyValues, group: Group) -> KeyValues:
-        """The group's keys and values of the chosen tokens, of the call's ``new``."""
-        k, v = (along_time(tensor[:, group.heads], self.order) for tensor in (new.k, new.v))
-        features = None if new.features is None else along_time(new.features[:, group.heads], self.order)
-        return KeyValues.of(k, v, features, self.context)
-
-    def placed(self, tensor: Tensor, other: float) -> Tensor:
-        """Of ``[batch, heads, kept, any]`` each token's own, ``[batch, heads, time, any]``; ``other`` for the rest."""
-        if not tensor.shape[2]:
-            return tensor.new_full((*tensor.shape[:2], self.kept.shape[1], tensor.shape[3]), other)
-        return along_time(tensor, self.back).masked_fill(~self.kept[:, None, :, None], other)
+    def placed(self, sums: Tensor) -> Tensor:
+        """Of ``[batch, heads, kept]`` each token's own, ``[batch, heads, time]``; -inf for the rest."""
+        if not sums.shape[2]:
+            return sums.new_full((*sums.shape[:2], self.kept.shape[1]), -torch.inf)
+        own = sums.gather(2, self.back[:, None].expand(-1, sums.shape[1], -1))
+        return own.masked_fill(~self.kept[:, None], -torch.inf)
 
 
 def _taken(new: KeyValues, group: Group, places: Tensor) -> KeyValues:
