@@ -321,7 +321,7 @@ class Dilated(MultiHead):
             """``[batch, heads, time, any]`` to ``[batch, group's heads, kept, any]`` a group."""
             rows = tensor.reshape(-1, tensor.shape[-1])
             parts = rows.gather(0, index[:, None].expand(-1, rows.shape[1])).split([each.numel() for each in wanted])
-            return [part.view(*each.shape, -1) for part, each in zip(parts, wanted, strict=True)]
+            return [part.view(*each.shape, rows.shape[1]) for part, each in zip(parts, wanted, strict=True)]
 
         asked, k, v = gathered(q), gathered(new.k), gathered(new.v)
         features = [None] * len(wanted) if new.features is None else gathered(new.features)
