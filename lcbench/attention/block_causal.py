@@ -101,6 +101,9 @@ class BlockCausal(Attention):
         self.segment = self.inner.segment
         self.own_losses = self.inner.own_losses
 
+    def share(self, first: Attention) -> None:
+        self.inner.share(first.inner if isinstance(first, BlockCausal) else first)
+
     def forward(self, x: Tensor, context: Context, state: State | None = None) -> AttentionOutput:
         """Read ``x`` ``[batch, time, d_model]``; ``state`` is a ``BlockState``, in training that of the mechanism."""
         if self.training:

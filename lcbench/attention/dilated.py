@@ -268,7 +268,7 @@ class Dilated(MultiHead):
         """The output for tokens that follow each other from position ``start``, ``[batch, time, d_model]``, and the
         state after them; what was read before begins at position ``since``."""
         q, new = self.project(x, context)
-        o = self._merged(q, new, start, since, before, not context.together)
+        o = self._merged(q, new, start, since, before, not self.both_ways(context))
         return self.merge(o), DilatedState(self._tails(new, start, before), since)
 
     def _only_rotates(self, positions: Tensor) -> bool:
@@ -335,7 +335,7 @@ class Dilated(MultiHead):
                 each.context,
                 keys,
                 self.position.of_heads(group.heads),
-                causal=not context.together,
+                causal=not self.both_ways(context),
                 reach=group.reach,
                 dropout=self.dropped,
             )

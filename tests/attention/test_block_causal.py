@@ -182,3 +182,11 @@ def test_a_network_reads_far_beyond_its_trained_length() -> None:
     torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-4, atol=1e-4)
     assert state is not None
     assert state.nbytes == model.state_bytes(2, 150, torch.float32)
+
+
+def test_layers_within_share_what_they_share_without() -> None:
+    """LongT5's table of block distances is one for all layers of a stack."""
+    first, second = (layer({"name": "longt5_global", "radius": 4, "block": 2}, position="t5") for _ in range(2))
+    second.share(first)
+    shared = {name for name, own in second.inner.named_parameters() if own is first.inner.get_parameter(name)}
+    assert shared == {"of_blocks.table"}
