@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import resource
 import sys
@@ -12,6 +13,8 @@ import torch
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
+#: glibc's M_MMAP_THRESHOLD
+_MMAP_THRESHOLD = -3
 
 
 def give_back_memory() -> None:
@@ -22,6 +25,23 @@ def give_back_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+@contextlib.contextmanager
+def large_tensors_apart() -> Iterator[None]:
+    """Meanwhile, what takes 1 MiB or more gets memory of its own, which goes back to the system when freed; where
+    the C library can (glibc). It costs new pages each time: for work whose memory matters more than its speed.
+    """
+    option = getattr(ctypes.CDLL(None), "mallopt", None)
+    if option is None:
+        yield
+        return
+    option(_MMAP_THRESHOLD, 2**20)
+    try:
+        yield
+    finally:
+        # where glibc's own choice ends up in a process that has freed large tensors
+        option(_MMAP_THRESHOLD, 32 * 2**20)
 
 
 def reset_peak_memory(device: torch.device) -> bool:
@@ -62,9 +82,7 @@ def added_peak_bytes(run: Callable[[], object], device: torch.device) -> int | N
     Returns:
         None where the system does not let a process forget its peak.
     """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)  # what was given back before must not hide what is taken now
+    give_back_memory()  # what was freed before must not hide what is taken now
     if not reset_peak_memory(device):
         return None
     before = peak_memory_bytes(device)

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from lcbench.attention.base import State
-from lcbench.cost.memory import give_back_memory, peak_memory_bytes, reset_peak_memory
+from lcbench.cost.memory import give_back_memory, large_tensors_apart, peak_memory_bytes, reset_peak_memory
 from lcbench.dataset.base import Batch
 from lcbench.dataset.synthetic import Examples, narrow, widen
 from lcbench.engine.tally import Tally, autocast, facts_of
@@ -64,7 +64,7 @@ def stream_score(
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode(), autocast(device, precision):
+        with torch.inference_mode(), autocast(device, precision), large_tensors_apart():
             for start in range(0, examples, batch_size):
                 rows = range(start, min(start + batch_size, examples))
                 # one at a time: all of them in full width would be several times as much
@@ -75,7 +75,7 @@ def stream_score(
                 seconds += time.perf_counter() - began
                 tokens += batch.tokens.numel()
                 state_bytes = max(state_bytes, state.nbytes // len(batch))
-                for name, outcomes in task.outcomes(batch.map(widen), widen(predictions)).items():
+                for name, outcomes in task.outcomes(_scorable(batch), widen(predictions)).items():
                     tallies.setdefault(name, Tally()).add(outcomes)
     finally:
         model.train(was_training)
@@ -89,6 +89,11 @@ def stream_score(
             "peak_memory_bytes": peak_memory_bytes(torch.device(device)),
         },
     )
+
+
+def _scorable(batch: Batch) -> Batch:
+    """``batch`` with what scores are computed from in full width; tokens are compared, which any width can."""
+    return replace(replace(batch, tokens=batch.tokens[:, :0]).map(widen), tokens=batch.tokens)
 
 
 def _read(
