@@ -20,6 +20,10 @@ NEEDS = {
     ("position", "absolute_learned"): ["evaluation.sets=[in_distribution]"],
     ("attention", "landmark"): ["dataset=landmark"],
     ("attention", "linear"): ["position=rope"],
+    ("corpus", "python_stdlib"): ["task=language_modelling"],
+    ("corpus", "text_files"): ["task=language_modelling", f"corpus.path={config_directory()}"],
+    ("tokenizer", "bytes"): ["task=language_modelling"],
+    ("tokenizer", "bpe"): ["task=language_modelling", "corpus=text_files", f"corpus.path={config_directory()}"],
     ("objective", "reconstruction"): ["attention=compressive", "position=rope"],
 }
 
