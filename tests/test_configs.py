@@ -20,6 +20,8 @@ NEEDS = {
     ("position", "absolute_learned"): ["evaluation.sets=[in_distribution]"],
     ("attention", "landmark"): ["dataset=landmark"],
     ("attention", "linear"): ["position=rope"],
+    ("dataset", "concatenated"): ["task=language_modelling"],
+    ("dataset", "contiguous"): ["task=language_modelling"],
     ("corpus", "python_stdlib"): ["task=language_modelling"],
     ("corpus", "text_files"): ["task=language_modelling", f"corpus.path={config_directory()}"],
     ("tokenizer", "bytes"): ["task=language_modelling"],
@@ -46,6 +48,8 @@ SMALL = [
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
 def test_every_choice_composes_and_builds(group, choice, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    if choice == "bpe":
+        pytest.importorskip("tokenizers")
     build(compose([f"{group}={choice}", *NEEDS.get((group, choice), [])]))
 
 

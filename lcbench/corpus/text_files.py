@@ -45,7 +45,7 @@ class TextFiles(Corpus):
     ) -> None:
         super().__init__(validation=validation, test=test)
         try:
-            b"".decode(codecs.lookup(encoding).name)
+            b"a".decode(codecs.lookup(encoding).name, "replace")
         except LookupError:
             hint = closest(encoding, _ENCODINGS)
             raise ConfigurationError(f"corpus.encoding={encoding}: no such encoding of text; {hint}") from None
