@@ -79,8 +79,8 @@ class Concatenated:
         return map(self.batch, itertools.count(start) if stop is None else range(start, stop))
 
     def _shuffled(self, epoch: int, place: int, rows: int) -> int:
-        """Which row of the epoch is the ``place``-th to be read: ``(a place + b) mod rows``, with a prime to rows, which
-        visits each once and needs no memory."""
+        """Which row of the epoch is the ``place``-th to be read: ``(a place + b) mod rows``, a prime to ``rows``: each
+        comes once, without a table of them."""
         draw = generator(self.seed, "order of the rows", epoch)
         a, b = (int(number) for number in draw.integers(rows, size=2))
         while math.gcd(a, rows) != 1:

@@ -57,8 +57,8 @@ class Reel:
         self._kept: tuple[int, NDArray[np.int64], NDArray[np.int64]] | None = None
 
     def stretch(self, epoch: int, start: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Tokens ``start`` to ``start + count - 1`` of an epoch, and the document of each, from 1 in the epoch's order;
-        both ``[count]``."""
+        """Tokens ``start`` to ``start + count - 1`` of an epoch, and the document of each, from 1 in the epoch's
+        order; both ``[count]``."""
         order, ends = self._order(epoch)
         ids, documents = np.empty(count, np.int64), np.empty(count, np.int64)
         place, done = int(np.searchsorted(ends, start, side="right")), 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def score_table(result: dict[str, Any]) -> Table:
             columns.append((metric, "wrong / counted", lambda s: f"{round(s.value * s.n):,} / {s.n:,}"))
         elif metric == headline:
             columns.append((metric, title, lambda score: f"{score.value:.4g}"))
-            columns.append((metric, "95 % interval", lambda s: f"{s.low:.4g} to {s.high:.4g}"))
+            columns.append((metric, "95 % interval", _interval))
             columns.append((metric, "counted", lambda s: f"{s.n:,}"))
         elif share:
             columns.append((metric, title, lambda score: _percent(score.value)))
@@ -68,6 +69,10 @@ def score_table(result: dict[str, Any]) -> Table:
     ]
     table.add_row("chance", *chance, style="dim")
     return table
+
+
+def _interval(score: Score) -> str:
+    return "unknown" if math.isnan(score.low) else f"{score.low:.4g} to {score.high:.4g}"
 
 
 def _percent(value: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import signal
@@ -164,9 +165,10 @@ def test_copies_of_a_document_are_in_one_part(tmp_path: Path, kept: Path) -> Non
     text = text_of(corpus, Unwatched())
     seen = [{bytes(text.of(n)) for n in numbers} for numbers in parts_of(text, corpus).values()]
     assert sum(map(len, seen)) == 4
-    with pytest.raises(ConfigurationError, match="too few different documents, 2, .* the least is 3"):
-        few = corpus_in(tmp_path / "few", ["a", "b", "a"])
-        parts_of(text_of(few, Unwatched()), few)
+    few = corpus_in(tmp_path / "few", ["a", "b", "a"])
+    text = text_of(few, Unwatched())
+    with pytest.raises(ConfigurationError, match=r"too few different documents, 2, .* the least is 3"):
+        parts_of(text, few)
 
 
 def test_pieces_are_the_document_and_end_at_words(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +179,7 @@ def test_pieces_are_the_document_and_end_at_words(monkeypatch: pytest.MonkeyPatc
     assert "".join(piece for piece, _ in pieces) == text
     assert all(len(piece.encode()) <= 16 for piece, _ in pieces)
     assert any(within for _, within in pieces)
-    for (piece, within), (after, _) in zip(pieces[:-1], pieces[1:], strict=True):
+    for (piece, within), (after, _) in itertools.pairwise(pieces):
         assert within == (not after[0].isspace() or piece[-1].isspace() or ord(piece[-1]) > 127)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -39,7 +41,7 @@ def pairs_of(batch: Batch) -> list[tuple[int, ...]]:
 
 def training_pairs(task: LanguageModelling) -> list[tuple[int, int]]:
     texts = [task.documents.of(int(number)).tolist() for number in task.numbers(TRAIN)]
-    return sorted(pair for text in texts for pair in zip(text[:-1], text[1:], strict=True))
+    return sorted(pair for text in texts for pair in itertools.pairwise(text))
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
@@ -80,7 +82,7 @@ def test_streams_go_on_where_they_ended(task: LanguageModelling) -> None:
     pieces = (total // 3 - 1) // 16
     batches = list(dataset.loader(0, 2 * pieces))
     assert [batch.continues for batch in batches] == ([False] + [True] * (pieces - 1)) * 2
-    for before, after in zip(batches[:-1], batches[1:], strict=True):
+    for before, after in itertools.pairwise(batches):
         if after.continues:
             assert torch.equal(before.targets[:, -1], after.tokens[:, 0])
     epoch = [Batch.concatenate(batches[:pieces]), Batch.concatenate(batches[pieces:])]
@@ -137,7 +139,7 @@ def test_what_cannot_be_arranged(task: LanguageModelling) -> None:
     ):
         Contiguous(task, 0, 1000).batch(0)
     long = LanguageModelling(task.corpus, Bytes(), length=100_000)
-    with pytest.raises(ConfigurationError, match="task.length=100000 is more than all training text"):
+    with pytest.raises(ConfigurationError, match=r"task.length=100000 is more than all training text"):
         Concatenated(long, 0, 1).batch(0)
 
 

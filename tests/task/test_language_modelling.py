@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -134,7 +135,7 @@ def test_a_model_without_context_scores_the_same_under_every_protocol(task: Lang
     table = torch.randn(256, 256, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     log_p = table.log_softmax(-1).numpy()
     texts = [task.documents.of(int(d)).tobytes() for d in task.numbers(VALIDATION)]
-    nats = [[-log_p[a, b] for a, b in zip(t[:-1], t[1:], strict=True)] for t in texts]
+    nats = [[-log_p[a, b] for a, b in itertools.pairwise(t)] for t in texts]
     whole = [loss for document in nats for loss in document]
     # words that begin in a target: all but one that begins a document
     words = sum(len(t.split()) - (not t[:1].isspace()) for t in texts)
