@@ -37,6 +37,10 @@ MISTAKES = [
     ("task=passkey_text task.length=200", "task.length=200", "closest that works is task.length=254"),
     ("model=lstm position=rope", "position=rope", "model=decoder"),
     ("trainer.device=cuda", "trainer.device=cuda", "cpu"),
+    ("task=language_modelling corpus=text_files corpus.path=nowhere", "corpus.path=nowhere", "no such folder"),
+    ("task=language_modelling evaluation.sets=[slidng]", "slidng", "closest is sliding"),
+    ("corpus=text_files", "corpus=text_files", "task=language_modelling"),
+    ("dataset=contiguous", "dataset=contiguous", "task=language_modelling"),
     # not an override, not a verb, not a run
     ("trainer.max_steps", "trainer.max_steps", "key=value"),
     ("seed=3,", "seed=3,", "key=value"),
