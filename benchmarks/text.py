@@ -3,8 +3,8 @@
     python benchmarks/text.py [--megabytes 64,512,2048]
 
 Corpora are generated in a temporary folder and removed. The model is that of experiment=alibi/python_stdlib, the
-Memory is what the process cannot give back: pages of a mapped file belong to the system,
-which drops them when it needs to.
+forward and backward pass of a step on one thread; speeds are by the processor's time, so that other work counts less.
+Memory is what the process cannot give back: pages of a mapped file are the system's, which drops them at need.
 """
 
 from __future__ import annotations

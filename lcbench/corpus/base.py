@@ -31,7 +31,7 @@ class Skipped(Exception):  # noqa: N818 no error: a file that is left out and co
 class Corpus(ABC):
     """Where text comes from: a document a file.
 
-    Documents are split by a hash of their text: the same text is in the same part on every machine, and two copies of
+    Documents are split by a hash of their text: the same files make the same parts on every machine, and two copies of
     a document are in one part. A subclass's constructor takes keyword-only arguments: those are its configuration.
 
     Args:

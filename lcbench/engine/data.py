@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from lcbench.engine.experiment import Experiment
@@ -13,9 +14,22 @@ from lcbench.errors import ConfigurationError
 KEPT = ("tokenizer", "content")
 
 
-def data_of(experiment: Experiment, progress: Progress) -> dict[str, str | int]:
-    """Make ready what the task needs, and what a record says of it, under ``data/``."""
-    return {f"data/{key}": value for key, value in experiment.task.prepare(progress).items()}
+def data_of(experiment: Experiment, progress: Progress, check: Callable[[], None]) -> dict[str, str | int]:
+    """Make ready what the task needs, and what a record says of it, under ``data/``; ``check`` may raise to stop."""
+    return {f"data/{key}": value for key, value in experiment.task.prepare(_Watched(progress, check)).items()}
+
+
+@dataclass(frozen=True)
+class _Watched:
+    progress: Progress
+    check: Callable[[], None]
+
+    def begin(self, description: str, total: int) -> None:
+        self.progress.begin(description, total)
+
+    def tick(self, more: int) -> None:
+        self.check()
+        self.progress.tick(more)
 
 
 def refuse_other_data(before: Mapping[str, Any], now: Mapping[str, Any], remedy: str) -> None:

@@ -206,7 +206,7 @@ class _Evaluation:
         settings = self.experiment.trainer
         if settings.threads:
             torch.set_num_threads(settings.threads)
-        data = data_of(self.experiment, progress)
+        data = data_of(self.experiment, progress, self.stop.check)
         trained_on = self.folder.read_result() if self.folder.result.exists() else {}
         refuse_other_data(trained_on, data, "train another network on what is there now")
         self.result |= data

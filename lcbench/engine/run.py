@@ -216,7 +216,7 @@ class _Run:
 
     def _prepare(self) -> None:
         """Makes ready what examples are drawn from; a run goes on with what it began with."""
-        found = data_of(self.experiment, self.progress)
+        found = data_of(self.experiment, self.progress, self.stop.check)
         if any(self.folder.checkpoints.glob("*.ckpt")):
             # kept in the record of a run that fails for it
             self.result |= self.data_before

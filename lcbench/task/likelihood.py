@@ -42,17 +42,18 @@ class Likelihood:
 
     def add(self, batch: Batch, values: Tensor) -> None:
         """See ``Tally.add``."""
-        scored = batch.scored.to(values.device)
-        loss = values.double().masked_fill(~scored, 0)  # [batch, time]
+        # not every accelerator has 64 bits
+        scored, loss = batch.scored.cpu(), values.cpu().double()  # [batch, time]
+        loss = loss.masked_fill(~scored, 0)
         documents = batch.facts["document"].tolist()
         sums = [loss.sum(1), scored.sum(1), batch.facts["words"], batch.facts["bytes"]]
-        _add(self.documents, documents, torch.stack([s.double().cpu() for s in sums], 1).numpy())
+        _add(self.documents, documents, torch.stack([s.cpu().double() for s in sums], 1).numpy())
         # a target at place t of a row is predicted after t + 1 tokens: 1, 2-3, 4-7, ...
         least = 1
         while least <= scored.shape[1]:
             part = slice(least - 1, 2 * least - 1)
             sums = [loss[:, part].sum(1), scored[:, part].sum(1)]
-            of_place = torch.stack([s.double().cpu() for s in sums], 1).numpy()
+            of_place = torch.stack([s.cpu().double() for s in sums], 1).numpy()
             present = of_place[:, 1] > 0
             if present.any():
                 rows = [document for document, there in zip(documents, present, strict=True) if there]

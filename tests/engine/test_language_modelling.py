@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from rich.console import Console
 
 from lcbench.again import evaluate, resume
 from lcbench.composition import build, compose
+from lcbench.corpus.text_files import TextFiles
 from lcbench.errors import ConfigurationError
 from lcbench.objective import next_token
 from lcbench.objective.next_token import next_token_loss
@@ -136,6 +139,26 @@ def test_broken_and_resumed_it_is_the_same_run(texts: Path, run_here: Run, tmp_p
     for key, value in whole.items():
         if key.startswith("scores/") and value == value:
             assert resumed[key] == value, key
+
+
+def test_a_stop_while_reading_leaves_nothing_half(
+    texts: Path, run_here: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LCBENCH_CACHE", str(tmp_path / "cache"))
+    read = TextFiles.read
+
+    def stopping(self: TextFiles, path: Path) -> Any:
+        if path.name == "5.txt":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return read(self, path)
+
+    monkeypatch.setattr(TextFiles, "read", stopping)
+    result, _, _ = run_here(base=words(texts))
+    assert result["status"] == "interrupted"
+    assert [path.name for path in (tmp_path / "cache" / "text").iterdir() if path.is_dir()] == []
+    monkeypatch.undo()
+    monkeypatch.setenv("LCBENCH_CACHE", str(tmp_path / "cache"))
+    assert run_here(base=words(texts))[0]["status"] == "completed"
 
 
 def test_the_loss_in_slices_is_the_loss(texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
