@@ -8,21 +8,15 @@ memories end with their document is as in Memorizing Transformers (Wu et al. 202
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable
-from functools import cached_property
-
 import numpy as np
 import torch
 
 from lcbench.dataset.base import Batch
-from lcbench.dataset.documents import Reel, text_task
-from lcbench.dataset.insertion import Insertion
-from lcbench.dataset.synthetic import Sampler
+from lcbench.dataset.documents import Arranged
 from lcbench.errors import ConfigurationError
 
 
-class Contiguous:
+class Contiguous(Arranged):
     """Pieces of ``task.length`` tokens; batch i is a function of i alone.
 
     Every epoch begins with a fresh state, and may leave out less than a piece at the end of each stream.
@@ -37,41 +31,26 @@ class Contiguous:
     """
 
     carries_state = True
-    insertion: Insertion | None = None
-    facts: tuple[str, ...] = ()
-
-    def __init__(self, task: Sampler, seed: int, batch_size: int) -> None:
-        self.task = text_task(task, "contiguous")
-        self.seed, self.batch_size = seed, batch_size
-
-    @property
-    def longest(self) -> int:
-        return self.task.length
 
     @property
     def reach(self) -> int:
         """See ``Dataset.reach``: a position is a token's place in its document."""
-        return int(self._reel.lengths.max())
+        return int(self.reel.lengths.max())
 
-    @cached_property
-    def _reel(self) -> Reel:
-        reel = Reel(self.task, self.seed)
-        most = reel.total // (self.task.length + 1)
+    def check(self, total: int) -> None:
+        most = total // (self.task.length + 1)
         if self.batch_size > most:
             raise ConfigurationError(
-                f"trainer.batch_size={self.batch_size}: the training text, {reel.total} tokens, is too short for so "
-                f"many streams of task.length={self.task.length}; the closest that works is "
+                f"trainer.batch_size={self.batch_size}: the training text, {total} tokens, is too short for so many "
+                f"streams of task.length={self.task.length}; the closest that works is "
                 f"trainer.batch_size={max(1, most)}."
             )
-        return reel
 
     def batch(self, index: int) -> Batch:
         """The ``index``-th training batch, from 0."""
-        length, stream = self.task.length, self._reel.total // self.batch_size
+        length, stream = self.task.length, self.reel.total // self.batch_size
         epoch, piece = divmod(index, (stream - 1) // length)
-        found = [
-            self._reel.stretch(epoch, row * stream + piece * length, length + 1) for row in range(self.batch_size)
-        ]
+        found = [self.reel.stretch(epoch, row * stream + piece * length, length + 1) for row in range(self.batch_size)]
         ids, documents = (torch.from_numpy(np.stack(part)) for part in zip(*found, strict=True))  # [batch, length + 1]
         same = documents[:, 1:] == documents[:, :-1]
         return Batch(
@@ -82,7 +61,3 @@ class Contiguous:
             documents=documents[:, :-1],
             continues=piece > 0,
         )
-
-    def loader(self, start: int = 0, stop: int | None = None) -> Iterable[Batch]:
-        """Batches ``start`` to ``stop - 1``, or without end."""
-        return map(self.batch, itertools.count(start) if stop is None else range(start, stop))

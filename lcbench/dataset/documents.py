@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lcbench.corpus.documents import Documents
-from lcbench.dataset.base import TRAIN
+from lcbench.dataset.base import TRAIN, Batch
+from lcbench.dataset.insertion import Insertion
 from lcbench.dataset.synthetic import Sampler, generator
 from lcbench.errors import ConfigurationError
 
@@ -23,21 +28,6 @@ class Text(Sampler, Protocol):
     def documents(self) -> Documents: ...
 
     def numbers(self, part: str) -> NDArray[np.int64]: ...
-
-
-def text_task(task: Sampler, name: str) -> Text:
-    """``task`` as one that has documents.
-
-    Raises:
-        ConfigurationError: if it has none.
-    """
-    if not hasattr(task, "numbers"):
-        module = type(task).__module__.rpartition(".")[2]
-        raise ConfigurationError(
-            f"dataset={name} arranges documents, and task={module} has none; take task=language_modelling, or "
-            "dataset=synthetic."
-        )
-    return task  # type: ignore[return-value]
 
 
 class Reel:
@@ -77,3 +67,57 @@ class Reel:
             order = generator(self.seed, "order of the documents", epoch).permutation(len(self.numbers))
             self._kept = epoch, order, np.cumsum(self.lengths[order])
         return self._kept[1:]
+
+
+class Arranged(ABC):
+    """Training batches whose rows hold documents one after another; batch i is a function of i alone.
+
+    Args:
+        task: a task with documents, such as language_modelling.
+        seed: the run's seed.
+        batch_size: rows a batch.
+
+    Raises:
+        ConfigurationError: for a task without documents.
+    """
+
+    insertion: Insertion | None = None
+    facts: tuple[str, ...] = ()
+
+    def __init__(self, task: Sampler, seed: int, batch_size: int) -> None:
+        if not hasattr(task, "numbers"):
+            name, other = (type(thing).__module__.rpartition(".")[2] for thing in (self, task))
+            raise ConfigurationError(
+                f"dataset={name} arranges documents, and task={other} has none; take task=language_modelling, or "
+                "dataset=synthetic."
+            )
+        self.task: Text = task  # type: ignore[assignment]
+        self.seed, self.batch_size = seed, batch_size
+
+    @property
+    def longest(self) -> int:
+        """See ``Dataset.longest``."""
+        return self.task.length
+
+    @cached_property
+    def reel(self) -> Reel:
+        """The documents."""
+        reel = Reel(self.task, self.seed)
+        self.check(reel.total)
+        return reel
+
+    @abstractmethod
+    def check(self, total: int) -> None:
+        """Refuse a training text of ``total`` tokens that is too short.
+
+        Raises:
+            ConfigurationError: if it is.
+        """
+
+    @abstractmethod
+    def batch(self, index: int) -> Batch:
+        """The ``index``-th training batch, from 0."""
+
+    def loader(self, start: int = 0, stop: int | None = None) -> Iterable[Batch]:
+        """Batches ``start`` to ``stop - 1``, or without end."""
+        return map(self.batch, itertools.count(start) if stop is None else range(start, stop))

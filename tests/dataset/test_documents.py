@@ -138,6 +138,9 @@ def test_what_cannot_be_arranged(task: LanguageModelling) -> None:
         ConfigurationError, match=r"trainer.batch_size=1000: .* closest that works is trainer.batch_size="
     ):
         Contiguous(task, 0, 1000).batch(0)
+    words = ["task=language_modelling", "corpus=text_files", f"corpus.path={task.corpus.path}", "objective=trime"]  # type: ignore[attr-defined]
+    with pytest.raises(ConfigurationError, match="objective=trime takes all that comes before in a row as memory"):
+        build(compose([*words, "dataset=concatenated"]))
     long = LanguageModelling(task.corpus, Bytes(), length=100_000)
     with pytest.raises(ConfigurationError, match=r"task.length=100000 is more than all training text"):
         Concatenated(long, 0, 1).batch(0)
