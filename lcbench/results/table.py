@@ -47,24 +47,30 @@ def score_table(result: dict[str, Any]) -> Table:
             columns.append((metric, "95 % interval", lambda s: f"{100 * s.low:.2f} to {_percent(s.high)}"))
             columns.append((metric, "wrong / counted", lambda s: f"{round(s.value * s.n):,} / {s.n:,}"))
         elif metric == headline:
-            columns.append((metric, title, lambda score: f"{score.value:.4g}"))
+            columns.append((metric, title.replace(" ", "\n"), lambda score: f"{score.value:.4g}"))
             columns.append((metric, "95 % interval", _interval))
             columns.append((metric, "counted", lambda s: f"{s.n:,}"))
         elif share:
             columns.append((metric, title, lambda score: _percent(score.value)))
         else:
             # what such a mean is over differs from one to the next: tokens, words
-            columns.append((metric, title, lambda s: f"{s.value:.4g}\nof {s.n:,}"))
+            lines = title.replace(" ", "\n")
+            columns.append((metric, f"{lines}\ncounted", lambda s: f"{s.value:.4g}\n{s.n:,}"))
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("evaluation set", no_wrap=True)
+    shares = all(is_share(f"set/{metric}") for metric in metrics)
+    # names with a protocol, a stride and a length are long: they are broken rather than numbers
+    table.add_column("evaluation set", no_wrap=shares, overflow="fold")
     for metric, title, _ in columns:
-        table.add_column(title, justify="right", no_wrap=metric == headline and title != metric)
+        table.add_column(title, justify="right", no_wrap=not shares or (metric == headline and title != metric))
     for name in sets:
         cells = [show(found[name, metric]) if (name, metric) in found else "" for metric, _, show in columns]
         table.add_row(name, *cells)
     chances = {metric: result.get(f"chance/{metric}") for metric in metrics}
     chance = [
-        written(metric, value) if title == metric.replace("_", " ") and (value := chances[metric]) is not None else ""
+        written(metric, value)
+        if title.removesuffix("\ncounted").replace("\n", " ") == metric.replace("_", " ")
+        and (value := chances[metric]) is not None
+        else ""
         for metric, title, _ in columns
     ]
     table.add_row("chance", *chance, style="dim")
@@ -72,7 +78,7 @@ def score_table(result: dict[str, Any]) -> Table:
 
 
 def _interval(score: Score) -> str:
-    return "unknown" if math.isnan(score.low) else f"{score.low:.4g} to {score.high:.4g}"
+    return "unknown" if math.isnan(score.low) else f"{score.low:.3g} to {score.high:.3g}"
 
 
 def _percent(value: float) -> str:
