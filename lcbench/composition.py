@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from lcbench.attention.base import Attention
     from lcbench.engine.experiment import Experiment
     from lcbench.model.base import Model
+    from lcbench.task.base import Task
 
 
 @dataclass(frozen=True)
@@ -209,7 +210,7 @@ def build(composition: Composition, trained: bool = False) -> Experiment:
     from lcbench.task.landmarked import Landmarked
 
     config = composition.config
-    task = construct(config["task"])
+    task = construct_task(config)
     trainer = construct(config["trainer"])
     dataset = construct(config["dataset"], task, config["seed"], trainer.batch_size)
     if dataset.insertion is not None:
@@ -241,6 +242,18 @@ def construct(node: dict[str, Any], *injected: Any) -> Any:
     options = _without_target(node)
     parts = [_factory(options.pop(name)) for name in parts_of(target)]
     return target(*injected, *parts, **validated(target, options))
+
+
+def construct_task(config: dict[str, Any]) -> Task:
+    """The task of a config, given the corpus and the tokenizer of the config if it takes them by name."""
+    made: dict[str, Any] = {}
+    for group in ("corpus", "tokenizer", "task"):
+        # a run's config from before a group was there has none
+        if group in config:
+            target = locate(config[group]["_target_"], f"{group}._target_")
+            parts = [made[name] for name in injected(target) if name in made]
+            made[group] = construct(config[group], *parts)
+    return made["task"]
 
 
 def construct_model(config: dict[str, Any], vocabulary_size: int) -> Model:
@@ -370,18 +383,25 @@ def _hydra(arguments: list[str]) -> tuple[DictConfig, dict[str, str]]:
 
 
 def _drop_unused(node: DictConfig, choices: dict[str, str], given: dict[str, str], files: _Files) -> None:
-    """Removes the groups that the chosen model does not take; asking for one all the same is a mistake."""
-    target = locate(node.model._target_, "model._target_")
-    for group in ("attention", "position"):
-        if group not in injected(target):
-            asked = [key for key in given if key == group or key.startswith(f"{group}.")]
-            if asked:
-                raise ConfigurationError(
-                    f"{asked[0]}={given[asked[0]]}: model={choices['model']} has no {group}; drop it, "
-                    "or take model=decoder."
-                )
-            del node[group]
-            choices.pop(group, None)
+    """Removes the groups that nothing chosen takes; asking for one all the same is a mistake."""
+    # in this order: what is removed itself takes nothing any more
+    for group, owners, remedy in (
+        ("attention", ("model",), "model=decoder"),
+        ("position", ("model",), "model=decoder"),
+        ("tokenizer", ("task",), "task=language_modelling"),
+        ("corpus", ("task", "tokenizer"), "task=language_modelling"),
+    ):
+        present = [owner for owner in owners if owner in node]
+        if any(group in injected(locate(node[owner]._target_, f"{owner}._target_")) for owner in present):
+            continue
+        asked = [key for key in given if key == group or key.startswith(f"{group}.")]
+        if asked:
+            owner = owners[0]
+            raise ConfigurationError(
+                f"{asked[0]}={given[asked[0]]}: {owner}={choices[owner]} has no {group}; drop it, or take {remedy}."
+            )
+        del node[group]
+        choices.pop(group, None)
 
 
 def _fill_defaults(node: DictConfig, files: _Files) -> None:

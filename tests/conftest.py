@@ -40,6 +40,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in left_out]
 
 
+@pytest.fixture(autouse=True, scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Texts are kept for the session, and not in the user's own cache."""
+    place = tmp_path_factory.getbasetemp() / "lcbench-cache"
+    os.environ["LCBENCH_CACHE"] = str(place)
+    return place
+
+
 @pytest.fixture
 def run_here(tmp_path: Path) -> Callable[..., tuple[dict[str, Any], Path, str]]:
     """Runs overrides on top of a tiny experiment (or of ``base``); returns the record, the folder and the screen."""
@@ -63,7 +71,8 @@ def command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 
     def call(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "LCBENCH"))}
-        environment |= {"HOME": str(tmp_path), "OMP_NUM_THREADS": "1", **variables}
+        kept = {"LCBENCH_CACHE": os.environ["LCBENCH_CACHE"]}
+        environment |= {"HOME": str(tmp_path), "OMP_NUM_THREADS": "1", **kept, **variables}
         return subprocess.run(
             [sys.executable, "-m", "lcbench", *words],
             cwd=tmp_path,

@@ -22,6 +22,12 @@ NEEDS = {
     ("attention", "landmark"): ["dataset=landmark"],
     ("attention", "linear"): ["position=rope"],
     ("attention", "longt5_global"): ["position=rope"],
+    ("dataset", "concatenated"): ["task=language_modelling"],
+    ("dataset", "contiguous"): ["task=language_modelling"],
+    ("corpus", "python_stdlib"): ["task=language_modelling"],
+    ("corpus", "text_files"): ["task=language_modelling", f"corpus.path={config_directory()}"],
+    ("tokenizer", "bytes"): ["task=language_modelling"],
+    ("tokenizer", "bpe"): ["task=language_modelling", "corpus=text_files", f"corpus.path={config_directory()}"],
     ("objective", "reconstruction"): ["attention=compressive", "position=rope"],
 }
 
@@ -45,6 +51,8 @@ SMALL = [
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
 def test_every_choice_composes_and_builds(group, choice, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    if choice == "bpe":
+        pytest.importorskip("tokenizers")
     build(compose([f"{group}={choice}", *NEEDS.get((group, choice), [])]))
 
 

@@ -38,6 +38,10 @@ MISTAKES = [
     ("model=lstm position=rope", "position=rope", "model=decoder"),
     ("trainer.device=cuda", "trainer.device=cuda", "cpu"),
     ("trainer.batch_size=1000000000", "trainer.batch_size=1000000000", "largest that fits is trainer.batch_size"),
+    ("task=language_modelling corpus=text_files corpus.path=nowhere", "corpus.path=nowhere", "no such folder"),
+    ("task=language_modelling evaluation.sets=[slidng]", "slidng", "closest is sliding"),
+    ("corpus=text_files", "corpus=text_files", "task=language_modelling"),
+    ("dataset=contiguous", "dataset=contiguous", "task=language_modelling"),
     # not an override, not a verb, not a run
     ("trainer.max_steps", "trainer.max_steps", "key=value"),
     ("seed=3,", "seed=3,", "key=value"),

@@ -12,7 +12,7 @@ import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from lcbench.composition import compose, construct, sweep_arguments
+from lcbench.composition import compose, construct, construct_task, sweep_arguments
 from lcbench.configs import choices_of, config_directory
 from lcbench.cost.step import Scope, Work
 from lcbench.errors import ConfigurationError, closest
@@ -208,7 +208,7 @@ def _work(config: dict[str, Any], scope: Scope) -> Work:
         model = config["model"]["_target_"].split(".")[-2]
         raise ConfigurationError(f"model={model} has no layer of attention; add --model to measure the whole network.")
     trainer = construct(config["trainer"])
-    task = construct(config["task"])
+    task = construct_task(config)
     dataset = construct(config["dataset"], task, config["seed"], trainer.batch_size)
     work = Work(
         scope=scope,

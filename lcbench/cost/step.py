@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from lcbench.attention.base import Attention, Context, Facts
 from lcbench.composition import construct, construct_model
 from lcbench.errors import ConfigurationError
+from lcbench.model.base import ModelOutput
 from lcbench.position.base import LayerShape, PositionEncoding
 
 Pass = Literal["forward", "training"]
@@ -142,7 +143,9 @@ class Step:
         """Read as an evaluation does."""
         self.module.eval()
         with self.work.autocast():
-            self.module(self.x, self._facts)
+            output = self.module(self.x, self._facts)
+            if isinstance(output, ModelOutput):
+                _ = output.logits
 
     def training(self) -> None:
         """The forward and the backward pass of a training step."""

@@ -31,6 +31,8 @@ class Batch:
         padding: bool ``[batch, time]``, True where ``tokens`` is padding, all of it on the right, or None.
         facts: per example ``[batch]`` or per position ``[batch, time]``: what results are grouped by.
         landmarks: bool ``[batch, time]``, True where ``tokens`` is a landmark, or None: there are none.
+        documents: int64 ``[batch, time]``, which document a token of a row belongs to, or None: a row is one. Nothing
+            is read across documents.
         crossbatch: a pair a row, of how many earlier contexts of its own and of how many other rows' contexts layers
             with memory may read in it; None: rows are apart.
         continues: whether every row goes on where the same row of the batch before ended: a model's state is carried.
@@ -43,6 +45,7 @@ class Batch:
     padding: Tensor | None = None
     facts: dict[str, Tensor] = field(default_factory=dict)
     landmarks: Tensor | None = None
+    documents: Tensor | None = None
     continues: bool = False
     crossbatch: tuple[tuple[int, int], ...] | None = None
 
@@ -103,6 +106,7 @@ class Batch:
             return torch.cat([widen(part, value) if part.dim() > 1 else part for part in parts])
 
         padding = [torch.zeros_like(b.scored) if b.padding is None else b.padding for b in batches]
+        documents = [torch.zeros_like(b.tokens) if b.documents is None else b.documents for b in batches]
         landmarks = [torch.zeros_like(b.scored) if b.landmarks is None else b.landmarks for b in batches]
         return Batch(
             tokens=join([b.tokens for b in batches]),
@@ -112,6 +116,7 @@ class Batch:
             padding=join(padding, True) if ragged else None,
             facts={name: join([b.facts[name] for b in batches]) for name in batches[0].facts},
             landmarks=None if all(b.landmarks is None for b in batches) else join(landmarks),
+            documents=None if all(b.documents is None for b in batches) else join(documents),
         )
 
 
@@ -128,6 +133,11 @@ class Dataset(Protocol):
     @property
     def longest(self) -> int:
         """Positions in the longest row of a batch."""
+        ...
+
+    @property
+    def reach(self) -> int:
+        """Positions in the longest document that a model reads, with what its state carries from batch to batch."""
         ...
 
     def batch(self, index: int) -> Batch:

@@ -70,7 +70,8 @@ class Insertion:
         tokens = self.at_tokens(batch.tokens)
         asked = batch.map(lambda tensor: self.at_questions(tensor) if tensor.dim() > 1 else tensor)
         padding = None if batch.padding is None else self.at_tokens(batch.padding)
-        return dataclasses.replace(asked, tokens=tokens, padding=padding, landmarks=None)
+        documents = None if batch.documents is None else self.at_tokens(batch.documents)
+        return dataclasses.replace(asked, tokens=tokens, padding=padding, documents=documents, landmarks=None)
 
     def at_tokens(self, tensor: Tensor) -> Tensor:
         """``[batch, new time]`` without the landmarks' columns."""

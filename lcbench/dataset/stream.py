@@ -55,6 +55,10 @@ class Stream(Synthetic):
     def longest(self) -> int:
         return min(self.tokens, self.time)
 
+    @property
+    def reach(self) -> int:
+        return self.time
+
     def batch(self, index: int) -> Batch:
         """The ``index``-th training batch, from 0: a piece of ``batch_size`` examples."""
         number, piece = divmod(index, self.pieces)

@@ -43,22 +43,57 @@ def generator(seed: int, name: str, block: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=key, counter=np.array([0, 0, 0, block], np.uint64)))
 
 
+class Rows(Protocol):
+    """What a model is scored on: the examples of an evaluation set, in order."""
+
+    #: what a record says of them beside scores
+    counts: dict[str, int]
+
+    def __len__(self) -> int: ...
+
+    @property
+    def positions(self) -> int:
+        """In all of them, padding left out."""
+
+    def batches(self, batch_size: int) -> Iterator[tuple[int, int]]:
+        """From which row to before which a batch goes, in order; ``batch_size`` rows of a training example's length
+        are as much as a batch may hold."""
+
+    def take(self, start: int, stop: int) -> Batch:
+        """Rows ``start`` to ``stop - 1``."""
+
+
 class Examples:
-    """The endless sequence of examples of one set; keeps the block it drew last.
+    """The sequence of examples of one set; keeps the block it drew last.
 
     Args:
         task: draws them.
         seed: from 0 to 2^64 - 1.
         evaluation_set: which distribution, ``TRAIN`` included.
+        count: how many there are; by default there is no end.
     """
 
-    def __init__(self, task: Sampler, seed: int, evaluation_set: str) -> None:
+    def __init__(self, task: Sampler, seed: int, evaluation_set: str, count: int = sys.maxsize) -> None:
+        self.count = count
+        self.counts: dict[str, int] = {}
         self.task = task
         self.seed = seed
         self.evaluation_set = evaluation_set
         fitting = max(1, BLOCK_TOKENS // task.token_length(evaluation_set))
         self.block_size = min(BLOCK_EXAMPLES, 2 ** (fitting.bit_length() - 1))
         self._kept: tuple[int, Batch] | None = None
+
+    def __len__(self) -> int:
+        return self.count
+
+    @property
+    def positions(self) -> int:
+        """See ``Rows.positions``: at most so many."""
+        return self.count * (self.task.token_length(self.evaluation_set) - 1)
+
+    def batches(self, batch_size: int) -> Iterator[tuple[int, int]]:
+        """See ``Rows.batches``: examples of every set fit one length's batch."""
+        return ((start, min(start + batch_size, self.count)) for start in range(0, self.count, batch_size))
 
     def take(self, start: int, stop: int) -> Batch:
         """Examples ``start`` to ``stop - 1``."""
@@ -122,6 +157,11 @@ class Synthetic:
     def longest(self) -> int:
         """See ``Dataset.longest``: the last token of an example is only ever predicted."""
         return self.examples.task.token_length(TRAIN) - 1
+
+    @property
+    def reach(self) -> int:
+        """See ``Dataset.reach``: nothing is carried."""
+        return self.longest
 
     def batch(self, index: int) -> Batch:
         """The ``index``-th training batch, from 0."""
@@ -213,15 +253,6 @@ class _Groups(Dataset[list[Batch]]):
         first = group * self.batches
         indices = range(max(first, self.start), min(first + self.batches, self.stop))
         return [self.dataset.batch(index) for index in indices]
-
-
-def evaluation_batches(
-    task: Sampler, evaluation_set: str, examples: int, batch_size: int, seed: int
-) -> Iterator[Batch]:
-    """The first ``examples`` examples of an evaluation set; which they are does not depend on ``batch_size``."""
-    drawn = Examples(task, seed, evaluation_set)
-    for start in range(0, examples, batch_size):
-        yield drawn.take(start, min(start + batch_size, examples))
 
 
 def _unchanged(group: list[Batch]) -> list[Batch]:

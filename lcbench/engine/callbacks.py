@@ -20,6 +20,7 @@ from lcbench.engine.experiment import Experiment
 from lcbench.engine.interrupt import StopRequest
 from lcbench.engine.module import TrainingModule
 from lcbench.engine.progress import Progress
+from lcbench.results.metrics import written
 from lcbench.results.record import CURVES, RunFolder, write_text
 
 
@@ -116,6 +117,7 @@ class Curves(pl.Callback):
             device=module.device.type,
             precision=self.experiment.trainer.precision,
             objective=self.experiment.objective,
+            chunk=evaluation.chunk,
             segment=evaluation.segment,
         )
         self.error = scores[task.headline]
@@ -142,14 +144,21 @@ class Curves(pl.Callback):
             row["evaluation_error"] = self.error
         with self.folder.metrics.open("a", newline="") as file:
             csv.DictWriter(file, CURVES, restval="").writerow(row)
-        self.progress.step(step, row["loss"], self.error, row["tokens_per_second"])
+        self.progress.step(step, row["loss"], self._headline(), row["tokens_per_second"])
         metrics = {f"train/{k}": v for k, v in row.items() if k not in ("step", "evaluation_error")}
         if len(module.losses) > 1:
             metrics |= {f"train/loss/{name}": float(value) for name, value in module.losses.items()}
         metrics |= {f"measures/{name}": value for name, value in module.measured().items()}
         if "evaluation_error" in row:
-            metrics["evaluation/error"] = row["evaluation_error"]
+            metrics[f"evaluation/{self.experiment.task.headline}"] = row["evaluation_error"]
         self.pass_on(metrics, step)
+
+    def _headline(self) -> str:
+        """What the last light evaluation said, in words."""
+        name = self.experiment.task.headline
+        if self.error is None:
+            return ""
+        return f"{name.replace('_', ' ')} " + written(name, self.error)
 
 
 class Checkpoints(pl.Callback):

@@ -20,6 +20,7 @@ from rich.console import Console
 
 from lcbench.cost.memory import peak_memory_bytes, reset_peak_memory
 from lcbench.engine.callbacks import load_checkpoint, network_weights, newest_checkpoint
+from lcbench.engine.data import data_of, refuse_other_data
 from lcbench.engine.evaluation import scored_sets
 from lcbench.engine.experiment import Experiment, described
 from lcbench.engine.faults import cause_of
@@ -38,6 +39,9 @@ from lcbench.schema import options_of
 
 #: options of an evaluation that its scores do not depend on
 WITHOUT_EFFECT = ("sets", "lengths", "light_examples", "batch_size", "chunk")
+
+#: what a record holds of the sets that are scored
+FOUND = ("scores/", "counts/", "streaming/")
 
 
 def evaluate(experiment: Experiment, folder: RunFolder, slug: str, console: Console, rerun: bool) -> dict[str, Any]:
@@ -162,6 +166,10 @@ class _Evaluation(Reporting):
             self.result |= {"status": "interrupted", "error": stopped.cause, "signal": stopped.signal.name}
             self.log.info("%s", stopped.cause)
             return int(str(stopped.code))
+        except ConfigurationError as error:
+            self.log.error("%s", error)
+            self.result |= {"status": "failed", "error": str(error)}
+            return 1
         except Exception as error:
             self.log.error("%s", traceback.format_exc())
             cause = cause_of(error)
@@ -192,13 +200,17 @@ class _Evaluation(Reporting):
             "evaluated/checkpoint": experiment.evaluation.checkpoint,
             "evaluated/step": self.content["global_step"],
             **{f"config/{key}": value for key, value in dotted(config).items()},
-            **{key: value for key, value in self.before.items() if key.startswith(("scores/", "streaming/"))},
+            **{key: value for key, value in self.before.items() if key.startswith(FOUND)},
         }
 
     def _score(self, progress: Progress) -> None:
         settings = self.experiment.trainer
         if settings.threads:
             torch.set_num_threads(settings.threads)
+        data = data_of(self.experiment, progress, self.stop.check)
+        trained_on = self.folder.read_result() if self.folder.result.exists() else {}
+        refuse_other_data(trained_on, data, "train another network on what is there now")
+        self.result |= data
         model = self.experiment.make_model()
         model.load_state_dict(network_weights(self.content))
         done = {key.split("/")[1] for key in self.result if key.startswith("scores/")}

@@ -9,11 +9,10 @@ import torch
 
 from lcbench.attention.base import State
 from lcbench.dataset.base import Batch
-from lcbench.dataset.synthetic import evaluation_batches
 from lcbench.engine.experiment import Experiment
 from lcbench.engine.progress import Progress
-from lcbench.engine.streaming import stream_score
-from lcbench.engine.tally import Tally, autocast, facts_of
+from lcbench.engine.streaming import CHUNK, stream_score
+from lcbench.engine.tally import Judge, autocast, facts_of, judged
 from lcbench.model.base import Model
 from lcbench.objective.base import Objective
 from lcbench.task.base import Task
@@ -30,6 +29,7 @@ def score(
     device: str,
     objective: Objective,
     precision: str = "32",
+    chunk: int | None = None,
     segment: int | None = None,
     tick: Callable[[int], None] = lambda done: None,
 ) -> dict[str, float]:
@@ -37,38 +37,50 @@ def score(
 
     Args:
         objective: what ``model`` was trained on: makes predictions of its outputs.
+        chunk: tokens fed at a time where the set is one that is streamed.
         segment: tokens read at once, each segment by itself, with the objective's memory carried; None: all of them.
         tick: called with the number of examples done after every batch.
 
     Returns:
         Per metric ``name``, ``name_low``, ``name_high`` (95 % interval) and ``name_n`` (outcomes counted).
     """
-    tallies: dict[str, Tally] = {}
+    if task.streams(evaluation_set):
+        return stream_score(
+            model,
+            task,
+            evaluation_set,
+            examples=examples,
+            batch_size=batch_size,
+            chunk=chunk or CHUNK,
+            seed=seed,
+            device=device,
+            objective=objective,
+            precision=precision,
+        ).scores
+    rows, tally = task.rows(evaluation_set, examples, seed), task.tally(evaluation_set)
     was_training = model.training
     model.eval()
     try:
         with torch.inference_mode(), autocast(device, precision):
-            for batch in _on(device, evaluation_batches(task, evaluation_set, examples, batch_size, seed)):
-                predictions = predicted(model, objective, batch, segment)
-                for name, outcomes in task.outcomes(batch, predictions).items():
-                    tallies.setdefault(name, Tally()).add(outcomes)
+            for start, stop in rows.batches(batch_size):
+                batch = rows.take(start, stop).to(device)
+                tally.add(batch, read(model, objective, batch, task.judge, segment))
                 tick(len(batch))
     finally:
         model.train(was_training)
-    return {k: v for name, tally in tallies.items() for k, v in tally.record(name).items()}
+    return tally.record()
 
 
-def predicted(model: Model, objective: Objective, batch: Batch, segment: int | None = None) -> torch.Tensor:
-    """The likeliest token at every position, teacher forcing: int64 ``[batch, time]``; for arguments see ``score``."""
-    tokens, facts = batch.tokens, facts_of(batch)
+def read(model: Model, objective: Objective, batch: Batch, judge: Judge, segment: int | None = None) -> torch.Tensor:
+    """What ``judge`` makes of the scores at every position, teacher forcing: ``[batch, time]``; see ``score``."""
     memory: State | None = None
     parts = []
-    size = segment or tokens.shape[1]
-    for start in range(0, tokens.shape[1], size):
-        piece = tokens[:, start : start + size]
-        known = facts.map(lambda tensor, start=start: tensor[:, start : start + size])  # type: ignore[misc]
-        scores, memory = objective.predict(model(piece, known), piece, known, memory)
-        parts.append(scores.argmax(-1))
+    time = batch.tokens.shape[1]
+    size = segment or time
+    for start in range(0, time, size):
+        piece = batch.times(start, start + size) if size < time else batch
+        values, memory = judged(model(piece.tokens, facts_of(piece)), objective, piece, judge, memory)
+        parts.append(values)
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
@@ -83,8 +95,8 @@ def scored_sets(
         done: sets to leave out.
 
     Yields:
-        The set's name, and what a record holds of it: ``scores/<set>/<metric>`` and, where examples were streamed,
-        ``streaming/<set>/<cost>``.
+        The set's name, and what a record holds of it: ``scores/<set>/<metric>``, ``counts/<set>/<what>`` where a set
+        was not drawn but cut out of something and, where examples were streamed, ``streaming/<set>/<cost>``.
     """
     evaluation, settings = experiment.evaluation, experiment.trainer
     model.to(settings.device)
@@ -106,22 +118,19 @@ def scored_sets(
             "tick": tick,
         }
         costs: dict[str, float] = {}
-        if evaluation.streaming:
-            tokens = experiment.task.token_length(name) - 1
-            progress.begin(f"streaming {name}", evaluation.examples * tokens)
+        rows = experiment.task.rows(name, evaluation.examples, evaluation.seed)
+        if evaluation.streaming or experiment.task.streams(name):
+            progress.begin(f"streaming {name}", rows.positions)
             streamed = stream_score(model, experiment.task, name, chunk=evaluation.chunk, **options)
             scores, costs = streamed.scores, streamed.costs
         else:
-            progress.begin(f"scoring {name}", evaluation.examples)
+            progress.begin(f"scoring {name}", len(rows))
             scores = score(model, experiment.task, name, segment=evaluation.segment, **options)
         yield (
             name,
             {
                 **{f"scores/{name}/{metric}": value for metric, value in scores.items()},
+                **{f"counts/{name}/{what}": value for what, value in rows.counts.items()},
                 **{f"streaming/{name}/{cost}": value for cost, value in costs.items()},
             },
         )
-
-
-def _on(device: str, batches: Iterator[Batch]) -> Iterator[Batch]:
-    return (batch.to(device) for batch in batches)

@@ -77,7 +77,7 @@ class Experiment:
         Raises:
             ConfigurationError: if they do not.
         """
-        lengths = {name: self._token_length(name) for name in [TRAIN, *self.evaluation_sets()]}
+        lengths = {name: self._token_length(name) for name in self.evaluation_sets()}
         with torch.device("meta"):
             model = self.make_model()
         feeding_of(self.trainer, model)
@@ -90,7 +90,11 @@ class Experiment:
                 "take dataset=landmark."
             )
         self.objective.check(model, self.dataset)
-        for encoding in _encodings(model):
+        encodings = _encodings(model)
+        if any(encoding.max_length is not None for encoding in encodings):
+            # only here, since it may need the data
+            lengths = {TRAIN: self.dataset.reach + 1, **lengths}
+        for encoding in encodings:
             self._check_encoding(encoding, lengths, trained)
         if not trained:
             self._check_state(model, "training", lengths[TRAIN] - 1, "trainer.batch_size", self.trainer.batch_size)
@@ -123,8 +127,6 @@ class Experiment:
     def _token_length(self, name: str) -> int:
         """Tokens of the longest sequence of a set that the network reads, the one it only predicts included."""
         length = self.task.token_length(name)
-        if name == TRAIN:
-            return length if self.dataset.carries_state else self.dataset.longest + 1
         return length if self.evaluation.segment is None else min(length, self.evaluation.segment + 1)
 
     def _check_encoding(self, encoding: PositionEncoding, lengths: dict[str, int], trained: bool) -> None:

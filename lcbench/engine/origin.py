@@ -108,7 +108,8 @@ class Origin:
                 self._hand_over(folder)
         seconds = self.record.get("cost/wall_seconds", 0.0)
         name = self.folder.path.resolve().name
-        return {"continues/run": name, "continues/step": self.step, "cost/wall_seconds": seconds}
+        data = {key: value for key, value in self.record.items() if key.startswith("data/")}
+        return {"continues/run": name, "continues/step": self.step, "cost/wall_seconds": seconds, **data}
 
     def _hand_over(self, folder: RunFolder) -> None:
         if load_checkpoint(self.checkpoint)["global_step"] != self.step:

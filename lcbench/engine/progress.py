@@ -59,12 +59,10 @@ class Progress:
                 self.bar.remove_task(task)
             self.bar.add_task(description, total=total, completed=done, facts="")
 
-    def step(self, step: int, loss: float, error: float | None, tokens_per_second: float) -> None:
-        """Training got to ``step``."""
-        facts = f"loss {loss:.4f}"
-        if error is not None:
-            facts += f"  error {100 * error:.2f} %"
-        self._show(step, f"{facts}  {tokens_per_second:,.0f} tokens/s")
+    def step(self, step: int, loss: float, headline: str, tokens_per_second: float) -> None:
+        """Training got to ``step``; ``headline`` is what the last light evaluation said, or nothing."""
+        facts = (f"loss {loss:.4f}", headline, f"{tokens_per_second:,.0f} tokens/s")
+        self._show(step, "  ".join(word for word in facts if word))
 
     def tick(self, more: int) -> None:
         """``more`` parts are done."""

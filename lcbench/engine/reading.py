@@ -78,7 +78,8 @@ def _joined(outputs: list[ModelOutput]) -> ModelOutput:
     for name in dict.fromkeys(name for output in outputs for name in output.losses):
         losses[name] = torch.stack([output.losses[name] for output in outputs if name in output.losses]).mean()
     return ModelOutput(
-        logits=torch.cat([output.logits for output in outputs], 1),
+        unembed=outputs[-1].unembed,
+        vocabulary_size=outputs[-1].vocabulary_size,
         state=outputs[-1].state,
         hidden=torch.cat([output.hidden for output in outputs], 1),
         keys=torch.cat([output.keys for output in outputs], 1),

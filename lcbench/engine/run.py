@@ -26,6 +26,7 @@ from lcbench.engine.callbacks import (
     network_weights,
     newest_checkpoint,
 )
+from lcbench.engine.data import data_of, refuse_other_data
 from lcbench.engine.evaluation import scored_sets
 from lcbench.engine.experiment import Experiment, cost_of, described, folder_of
 from lcbench.engine.faults import cause_of
@@ -91,6 +92,7 @@ def _record_so_far(folder: RunFolder, console: Console) -> dict[str, Any]:
 
 class _Run(Reporting):
     def __init__(self, experiment: Experiment, folder: RunFolder, console: Console, before: dict[str, Any]) -> None:
+        self.data_before = {key: value for key, value in before.items() if key.startswith("data/")}
         self.earlier_seconds = before.get("cost/wall_seconds", 0.0)
         self.continues = {key: value for key, value in before.items() if key.startswith("continues/")}
         self.experiment, self.folder, self.console = experiment, folder, console
@@ -172,6 +174,7 @@ class _Run(Reporting):
         settings = self.experiment.trainer
         if settings.threads:
             torch.set_num_threads(settings.threads)
+        self._prepare()
         pl.seed_everything(self.experiment.seed, verbose=False)
         model = self.experiment.make_model()
         checkpoint, step = self._newest_checkpoint()
@@ -194,6 +197,16 @@ class _Run(Reporting):
         scores = self._score(model, trainer.global_step)
         measures = {f"measures/{name}": value for name, value in module.measured().items()}
         return {**scores, **self._cost(model, module.tokens_seen, seconds, trainer.global_step), **measures}
+
+    def _prepare(self) -> None:
+        """Makes ready what examples are drawn from; a run goes on with what it began with."""
+        found = data_of(self.experiment, self.progress, self.stop.check)
+        if any(self.folder.checkpoints.glob("*.ckpt")):
+            # kept in the record of a run that fails for it
+            self.result |= self.data_before
+            refuse_other_data(self.data_before, found, "rerun=true starts over with what is there now")
+        self.result |= found
+        self.folder.write_result(self.result)
 
     def _newest_checkpoint(self) -> tuple[Path | None, int]:
         """The newest checkpoint that can be read, and its step."""

@@ -17,11 +17,14 @@ from torch import Tensor
 from lcbench.attention.base import State
 from lcbench.cost.memory import give_back_memory, large_tensors_apart, peak_memory_bytes, reset_peak_memory
 from lcbench.dataset.base import Batch
-from lcbench.dataset.synthetic import Examples, narrow, widen
-from lcbench.engine.tally import Tally, autocast, facts_of
+from lcbench.dataset.synthetic import narrow, widen
+from lcbench.engine.tally import Judge, autocast, facts_of, judged
 from lcbench.model.base import Model, ModelState
 from lcbench.objective.base import Objective
 from lcbench.task.base import Task
+
+#: tokens fed at a time unless told otherwise
+CHUNK = 4096
 
 
 @dataclass(frozen=True)
@@ -56,32 +59,30 @@ def stream_score(
     Args:
         tick: called with the number of tokens done after every piece.
     """
-    drawn = Examples(task, seed, evaluation_set)
-    tallies: dict[str, Tally] = {}
+    drawn, tally = task.rows(evaluation_set, examples, seed), task.tally(evaluation_set)
     seconds, tokens, state_bytes = 0.0, 0, 0
+    batches = 0
     give_back_memory()
     reset_peak_memory(torch.device(device))
     was_training = model.training
     model.eval()
     try:
         with torch.inference_mode(), autocast(device, precision), large_tensors_apart():
-            for start in range(0, examples, batch_size):
-                rows = range(start, min(start + batch_size, examples))
+            for start, stop in drawn.batches(batch_size):
                 # one at a time: all of them in full width would be several times as much
-                batch = Batch.concatenate([drawn.take(row, row + 1).map(narrow) for row in rows])
+                batch = Batch.concatenate([drawn.take(row, row + 1).map(narrow) for row in range(start, stop)])
                 give_back_memory()
                 began = time.perf_counter()
-                predictions, state = _read(model, objective, batch, chunk, device, tick)
+                values, state = _read(model, objective, batch, task.judge, chunk, device, tick)
                 seconds += time.perf_counter() - began
+                batches += 1
                 tokens += batch.tokens.numel()
                 state_bytes = max(state_bytes, state.nbytes // len(batch))
-                for name, outcomes in task.outcomes(_scorable(batch), widen(predictions)).items():
-                    tallies.setdefault(name, Tally()).add(outcomes)
+                tally.add(_scorable(batch), widen(values))
     finally:
         model.train(was_training)
-    batches = -(-examples // batch_size)
     return Streamed(
-        scores={k: v for name, tally in tallies.items() for k, v in tally.record(name).items()},
+        scores=tally.record(),
         costs={
             "seconds": seconds / batches,
             "tokens_per_second": tokens / seconds,
@@ -97,24 +98,27 @@ def _scorable(batch: Batch) -> Batch:
 
 
 def _read(
-    model: Model, objective: Objective, batch: Batch, chunk: int, device: str, tick: Callable[[int], None]
+    model: Model,
+    objective: Objective,
+    batch: Batch,
+    judge: Judge,
+    chunk: int,
+    device: str,
+    tick: Callable[[int], None],
 ) -> tuple[Tensor, ModelState]:
-    """Greedy predictions ``[batch, time]`` where they are scored, 0 elsewhere, and the state at the end."""
+    """What ``judge`` makes of the scores where they are scored, 0 elsewhere, ``[batch, time]``, and the last state."""
     time = batch.tokens.shape[1]
-    predictions = torch.zeros_like(batch.tokens)
+    parts = []
     state: ModelState | None = None
     memory: State | None = None
     for start in range(0, time, chunk):
         piece = batch.times(start, start + chunk).map(widen).to(device)
-        facts = facts_of(piece)
-        output = model(piece.tokens, facts, state)
+        output = model(piece.tokens, facts_of(piece), state)
         state = output.state
-        scores, memory = objective.predict(output, piece.tokens, facts, memory)
-        if piece.scored.any():
-            said = scores.argmax(-1).masked_fill(~piece.scored, 0)
-            predictions[:, start : start + chunk] = said.to(predictions.dtype).to(predictions.device)
-        del output, scores
+        values, memory = judged(output, objective, piece, judge, memory)
+        parts.append(narrow(values.masked_fill(~piece.scored, 0)).to(batch.tokens.device))
+        del output, values
         give_back_memory()
-        tick(piece.tokens.numel())
+        tick(piece.tokens.numel() if piece.padding is None else int((~piece.padding).sum()))
     assert state is not None
-    return predictions, state
+    return torch.cat(parts, 1), state

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from lcbench.attention.base import Attention, Context, Facts, State
 from lcbench.errors import ConfigurationError
+
+#: logits that are made at once, 64 MiB in 32 bits, where one number of each is all that is wanted
+MOST_LOGITS = 2**24
 
 
 @dataclass(frozen=True)
@@ -35,8 +40,12 @@ class ModelState(State):
 class ModelOutput:
     """What a model returns.
 
+    Logits are made when they are asked for: of a long sequence and a large vocabulary they would be most of the
+    memory, so whoever needs one number of each position asks for a slice of time after another (``times``).
+
     Args:
-        logits: ``[batch, time, vocabulary]``.
+        unembed: the output map, ``[..., d_model]`` to ``[..., vocabulary]``.
+        vocabulary_size: how many logits it makes.
         state: the state after the last token.
         hidden: ``[batch, time, d_model]``, what the output map reads.
         keys: ``[batch, time, d_model]``, by which a position is compared with others: what the last feed-forward
@@ -45,12 +54,22 @@ class ModelOutput:
         measures: named numbers of layers for the logs, detached, one or one a head: ``layer_1/gate``.
     """
 
-    logits: Tensor
+    unembed: Callable[[Tensor], Tensor]
+    vocabulary_size: int
     state: ModelState
     hidden: Tensor
     keys: Tensor
     losses: dict[str, Tensor] = field(default_factory=dict)
     measures: dict[str, Tensor] = field(default_factory=dict)
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """``[batch, time, vocabulary]``, made once."""
+        return self.unembed(self.hidden)
+
+    def times(self, start: int, stop: int) -> ModelOutput:
+        """Positions ``start`` to ``stop - 1``; the state is that after the last token all the same."""
+        return replace(self, hidden=self.hidden[:, start:stop], keys=self.keys[:, start:stop])
 
 
 class Model(nn.Module, ABC):

@@ -220,9 +220,8 @@ class Decoder(Model):
                 losses[name] = losses[name] + loss if name in losses else loss
             measures |= {f"layer_{number}/{name}": value for name, value in output.measures.items()}
         hidden = self.final_norm(x)
-        return ModelOutput(
-            self.output(hidden), replace(placement.reached, layers=tuple(states)), hidden, keys, losses, measures
-        )
+        reached = replace(placement.reached, layers=tuple(states))
+        return ModelOutput(self.output, self.output.out_features, reached, hidden, keys, losses, measures)
 
     def state_bytes(self, batch: int, length: int, dtype: torch.dtype) -> int:
         """See ``Model.state_bytes``."""

@@ -82,7 +82,8 @@ class LSTM(Model):
         else:
             hidden, (h, c) = self.step_by_step(x, h, c, placement.starts, padding)
         after = LSTMState(h.transpose(0, 1), c.transpose(0, 1))
-        return ModelOutput(self.output(hidden), replace(placement.reached, layers=(after,)), hidden, hidden)
+        state = replace(placement.reached, layers=(after,))
+        return ModelOutput(self.output, self.output.out_features, state, hidden, hidden)
 
     def step_by_step(
         self, x: Tensor, h: Tensor, c: Tensor, starts: Tensor | None, padding: Tensor | None

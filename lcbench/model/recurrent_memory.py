@@ -179,7 +179,8 @@ class RecurrentMemory(Model):
         assert inner is not None
         losses = {name: [o.losses[name] for o in outputs] for name in outputs[0].losses}
         return ModelOutput(
-            logits=segments.join([output.logits for output in outputs]),
+            unembed=outputs[-1].unembed,
+            vocabulary_size=outputs[-1].vocabulary_size,
             state=replace(placement.reached, layers=(RecurrentState(slots, inner, segments.reached),)),
             hidden=segments.join([output.hidden for output in outputs]),
             keys=segments.join([output.keys for output in outputs]),

@@ -41,6 +41,7 @@ from lcbench.attention.base import Context, Facts, State
 from lcbench.attention.cache import Cache
 from lcbench.attention.precision import wide, without_autocast
 from lcbench.dataset.base import Batch, Dataset
+from lcbench.dataset.documents import Arranged
 from lcbench.errors import ConfigurationError
 from lcbench.model.base import Model, ModelOutput, ModelState, last_token, place
 from lcbench.objective.base import Objective, Step
@@ -193,6 +194,11 @@ class Trime(Objective):
         self.warmup, self.temperature, self.capacity = warmup, temperature, capacity
 
     def check(self, model: Model, dataset: Dataset) -> None:
+        if isinstance(dataset, Arranged):
+            raise ConfigurationError(
+                "objective=trime takes all that comes before in a row as memory, and this dataset has several "
+                "documents in one; the closest with one is dataset=synthetic."
+            )
         needed = {"local": (), "long": ("document", "segment"), "external": ("document",)}[self.memory]
         if not set(needed) <= set(dataset.facts):
             closest = "segments" if self.memory == "long" else "packed"

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from lcbench.results.table import score_table, show_grids
+from lcbench.results.table import counts_table, score_table, show_grids
 
 FOLDER = "evaluations"
 
@@ -79,6 +79,8 @@ def show_evaluation(console: Console, path: Path, record: dict[str, Any]) -> Non
         console.print(f"{record.get('status')}: {record.get('error') or 'not all sets are scored'}", soft_wrap=True)
     if any(key.startswith("scores/") for key in record):
         console.print(score_table(record))
+        if (counts := counts_table(record)) is not None:
+            console.print(counts)
         show_grids(console, record)
 
 

@@ -16,7 +16,10 @@ from lcbench.configs import choices_of, config_directory, groups_of, is_computed
 TARGET = "._target_"
 
 #: what a run consists of, in the order of columns
-GROUPS = ("task", "dataset", "model", "attention", "position", "objective", "optimizer", "trainer", "evaluation")
+GROUPS = (
+    *("task", "corpus", "tokenizer", "dataset", "model", "attention", "position"),
+    *("objective", "optimizer", "trainer", "evaluation"),
+)
 
 Config = Mapping[str, Any]
 

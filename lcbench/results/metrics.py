@@ -24,8 +24,16 @@ def more_is_better(metric: str) -> bool:
     return bool(_kind(metric))
 
 
+def written(name: str, value: float) -> str:
+    """A metric's value as people write it: a share in percent. ``name`` is without its evaluation set."""
+    return f"{100 * value:.2f} %" if _of(name) is not None else f"{value:.4g}"
+
+
 def _kind(metric: str) -> bool | None:
-    name = metric.split("/")[1]
+    return _of(metric.split("/")[1])
+
+
+def _of(name: str) -> bool | None:
     return next((better for word, better in SHARES.items() if word in name), None)
 
 

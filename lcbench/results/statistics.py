@@ -6,6 +6,11 @@ import math
 from collections.abc import Sequence
 from functools import cache
 from statistics import NormalDist, fmean, stdev
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 #: two-sided 95 %
 Z = NormalDist().inv_cdf(0.975)
@@ -35,6 +40,21 @@ def normal(total: float, squares: float, n: int) -> tuple[float, float]:
     variance = max(0.0, squares - n * mean * mean) / (n - 1)
     half = Z * math.sqrt(variance / n)
     return mean - half, mean + half
+
+
+def ratio(numerators: NDArray[np.float64], denominators: NDArray[np.float64]) -> tuple[float, float, float]:
+    """A ratio of two sums over independent groups, ``[groups]`` each, and its 95 % interval.
+
+    What is within a group may depend on each other as it likes. The variance is that of the linearised ratio (Cochran,
+    "Sampling Techniques", 1977, section 6.4), with Student's t for few groups; unknown for one.
+    """
+    total, k = float(denominators.sum()), len(numerators)
+    value = float(numerators.sum()) / total
+    if k < 2:
+        return value, math.nan, math.nan
+    residuals = numerators - value * denominators
+    half = student_quantile(k - 1) * math.sqrt(k / (k - 1) * float(residuals @ residuals)) / total
+    return value, value - half, value + half
 
 
 def student(values: Sequence[float]) -> tuple[float, float]:

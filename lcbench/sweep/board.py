@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lcbench.errors import ConfigurationError
+from lcbench.results.metrics import written
 from lcbench.results.record import CURVES, RunFolder, scores_of
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Board:
         self._began: dict[str, tuple[float, int]] = {}
         self._ended: dict[str, int] = {}
         self._errors: dict[str, str] = {}
+        self._headlines: dict[str, str] = {}
 
     def __enter__(self) -> Self:
         if self.console.is_terminal and not self.console.quiet:
@@ -104,7 +106,7 @@ class Board:
     def _line(self, job: Job) -> str:
         if job.status == "running":
             return f"started {title_of(job)}"
-        said = f"error {self._error(job)}" if job.status == "completed" else first_line(job.error)
+        said = self._said(job) if job.status == "completed" else first_line(job.error)
         now = time.monotonic()
         took = clock(now - self._began.get(_key(job), (now, 0))[0])
         return f"{job.status} {title_of(job)} after {took}: {said}"
@@ -124,7 +126,8 @@ class Board:
     def _row(self, job: Job) -> tuple[str, ...]:
         name = title_of(job)
         if job.status == "running":
-            step, error = read_progress(job.folder)
+            step, value = read_progress(job.folder)
+            error = "" if value is None else _written(self._headline(job), value)
             return (name, "running", f"{step:,}/{job.steps:,}", error, self._time_left(job, step))
         if job.status == "waiting":
             return (name, "waiting", "", "", "")
@@ -140,6 +143,20 @@ class Board:
             return "starting"
         return f"{clock((time.monotonic() - began) / (step - first) * (job.steps - step))} left"
 
+    def _said(self, job: Job) -> str:
+        """What a completed job scored, in words."""
+        return f"error {self._error(job)}" if self._headline(job) == "error" else self._error(job)
+
+    def _headline(self, job: Job) -> str:
+        """The metric that a job's error is in."""
+        key = _key(job)
+        if key not in self._headlines:
+            try:
+                self._headlines[key] = job.folder.read_result()["task/headline"]
+            except (ConfigurationError, OSError, KeyError):
+                return "error"  # it has hardly begun
+        return self._headlines[key]
+
     def _error(self, job: Job) -> str:
         """The headline error of a completed job, on its first set."""
         key = _key(job)
@@ -148,25 +165,31 @@ class Board:
                 record = job.folder.read_result()
                 scores = scores_of(record)
                 value = next(score.value for score in scores if score.metric == record["task/headline"])
-                self._errors[key] = f"{100 * value:.2f} %"
+                self._errors[key] = _written(record["task/headline"], value)
             except (ConfigurationError, OSError, KeyError, StopIteration):
                 self._errors[key] = ""
         return self._errors[key]
 
 
-def read_progress(folder: RunFolder) -> tuple[int, str]:
+def _written(headline: str, value: float) -> str:
+    """A value as the column ``error`` has it, with its name where it is none."""
+    words = written(headline, value)
+    return words if headline == "error" else f"{words} {headline.replace('_', ' ')}"
+
+
+def read_progress(folder: RunFolder) -> tuple[int, float | None]:
     """Steps done and the last light evaluation's error, from the end of metrics.csv."""
     try:
         with folder.metrics.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_BYTES))
             lines = file.read().decode(errors="replace").splitlines()
     except OSError:
-        return 0, ""
+        return 0, None
     # the first line is the header or cut, the last may be half written
     rows = [row for row in csv.reader(lines[1:]) if len(row) == len(CURVES) and row[0].isdigit()]
     errors = [row[CURVES.index("evaluation_error")] for row in rows]
-    error = next((error for error in reversed(errors) if error), "")
-    return int(rows[-1][0]) if rows else 0, f"{100 * float(error):.2f} %" if error else ""
+    error = next((float(error) for error in reversed(errors) if error), None)
+    return int(rows[-1][0]) if rows else 0, error
 
 
 def title_of(job: Job) -> str:

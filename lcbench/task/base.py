@@ -9,9 +9,12 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
+from lcbench.corpus.documents import Watcher
 from lcbench.dataset.base import TRAIN, Batch
+from lcbench.dataset.synthetic import Examples, Rows
 from lcbench.errors import ConfigurationError, closest
 from lcbench.lengths import parse_length
+from lcbench.task.tally import Outcomes, Tally
 
 #: fresh examples of the training distribution
 IN_DISTRIBUTION = "in_distribution"
@@ -47,7 +50,11 @@ class Task(ABC):
 
     @abstractmethod
     def solve(self, tokens: Tensor) -> Tensor:
-        """The exact answers, from the model's input alone: int64 ``[batch, time]``, right wherever scored."""
+        """The exact answers, from the model's input alone: int64 ``[batch, time]``, right wherever scored.
+
+        Raises:
+            ValueError: if the task has no exact answers.
+        """
 
     @abstractmethod
     def at(self, evaluation_set: str, length: int) -> str:
@@ -64,6 +71,28 @@ class Task(ABC):
         Raises:
             ConfigurationError: if there is no such set; names the closest.
         """
+
+    def rows(self, evaluation_set: str, examples: int, seed: int) -> Rows:
+        """What a model is scored on: here the first ``examples`` that ``sample`` draws."""
+        return Examples(self, seed, evaluation_set, examples)
+
+    def streams(self, evaluation_set: str) -> bool:
+        """Whether the set is defined as being read a piece at a time, with the state carried on."""
+        return False
+
+    def judge(self, scores: Tensor, targets: Tensor) -> Tensor:
+        """What is kept of the scores of the next token, ``[batch, time, vocabulary]``, given the right ones
+        ``[batch, time]``: here the likeliest, int64 ``[batch, time]``."""
+        return scores.argmax(-1)
+
+    def tally(self, evaluation_set: str) -> Tally:
+        """What is counted of it: here ``outcomes``, as means."""
+        return Outcomes(self.outcomes)
+
+    def prepare(self, watcher: Watcher) -> dict[str, str | int]:
+        """Make ready what examples are drawn from, which may take a while; returns what a record says of it: here
+        nothing. ``content`` and ``tokenizer``, if there, are what a trained network must find unchanged."""
+        return {}
 
     def outcomes(self, batch: Batch, predictions: Tensor) -> dict[str, Tensor]:
         """Per metric, one outcome for each thing it counts: bool (True is wrong) or float, flat ``[any]``.

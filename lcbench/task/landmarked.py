@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from lcbench.corpus.documents import Watcher
 from lcbench.dataset.base import TRAIN, Batch
 from lcbench.dataset.insertion import Insertion
+from lcbench.dataset.synthetic import Rows
 from lcbench.task.base import Task
+from lcbench.task.tally import Tally
 
 
 class Landmarked(Task):
@@ -49,8 +54,69 @@ class Landmarked(Task):
         """See ``Task.token_length``; landmarks count."""
         return self.insertion.length(self.task.token_length(evaluation_set))
 
+    def rows(self, evaluation_set: str, examples: int, seed: int) -> Rows:
+        """See ``Task.rows``."""
+        return _Rows(self.task.rows(evaluation_set, examples, seed), self.insertion)
+
+    def streams(self, evaluation_set: str) -> bool:
+        """See ``Task.streams``."""
+        return self.task.streams(evaluation_set)
+
+    def judge(self, scores: Tensor, targets: Tensor) -> Tensor:
+        """See ``Task.judge``."""
+        return self.task.judge(scores, targets)
+
+    def tally(self, evaluation_set: str) -> Tally:
+        """See ``Task.tally``: that of the task without landmarks."""
+        return _Tally(self.task.tally(evaluation_set), self.insertion, len(self.task.vocabulary))
+
+    def prepare(self, watcher: Watcher) -> dict[str, str | int]:
+        """See ``Task.prepare``."""
+        return self.task.prepare(watcher)
+
     def outcomes(self, batch: Batch, predictions: Tensor) -> dict[str, Tensor]:
         """See ``Task.outcomes``: those of the task without landmarks; a predicted landmark is a wrong token."""
-        asked, said = self.insertion.remove(batch), self.insertion.at_questions(predictions)
-        names = len(self.task.vocabulary)
-        return self.task.outcomes(asked, torch.where(said < names, said, (asked.targets + 1) % names))
+        return self.task.outcomes(*_without(batch, predictions, self.insertion, len(self.task.vocabulary)))
+
+
+def _without(batch: Batch, values: Tensor, insertion: Insertion, names: int) -> tuple[Batch, Tensor]:
+    """Both as the task knows them: predicted tokens are among its ``names``, and where a landmark was predicted it is
+    a wrong one. Values that are no tokens, such as losses, stay."""
+    asked, said = insertion.remove(batch), insertion.at_questions(values)
+    if not said.is_floating_point():
+        said = torch.where(said < names, said, (asked.targets + 1) % names)
+    return asked, said
+
+
+class _Rows:
+    """The rows of a task with landmarks in them."""
+
+    def __init__(self, rows: Rows, insertion: Insertion) -> None:
+        self.rows, self.insertion = rows, insertion
+        self.counts = rows.counts
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def positions(self) -> int:
+        return self.insertion.length(self.rows.positions)
+
+    def batches(self, batch_size: int) -> Iterator[tuple[int, int]]:
+        return self.rows.batches(batch_size)
+
+    def take(self, start: int, stop: int) -> Batch:
+        return self.insertion.insert(self.rows.take(start, stop))
+
+
+class _Tally:
+    """A task's tally, told of batches without landmarks."""
+
+    def __init__(self, tally: Tally, insertion: Insertion, names: int) -> None:
+        self.tally, self.insertion, self.names = tally, insertion, names
+
+    def add(self, batch: Batch, values: Tensor) -> None:
+        self.tally.add(*_without(batch, values, self.insertion, self.names))
+
+    def record(self) -> dict[str, float]:
+        return self.tally.record()

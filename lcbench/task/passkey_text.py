@@ -35,7 +35,6 @@ import torch
 from torch import Tensor
 
 from lcbench.dataset.base import TRAIN, Batch
-from lcbench.dataset.tokenizer import Bytes, Tokenizer
 from lcbench.errors import ConfigurationError
 from lcbench.lengths import parse_length
 from lcbench.task.base import IN_DISTRIBUTION, Task, refuse
@@ -43,6 +42,8 @@ from lcbench.task.cell import Cell, parse_cell
 from lcbench.task.needles import RULER, read_needles
 from lcbench.task.place import by_place
 from lcbench.task.prompts import PASSKEYS, STOP, Prompt, PromptFamily, pieces, read_passkey
+from lcbench.tokenizer.base import Tokenizer
+from lcbench.tokenizer.bytes import Bytes
 from lcbench.units import Length
 
 FAMILIES: dict[str, PromptFamily[Any]] = {**PASSKEYS, **RULER}

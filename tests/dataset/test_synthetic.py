@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lcbench.dataset.base import TRAIN, Batch
-from lcbench.dataset.synthetic import Examples, Synthetic, evaluation_batches, generator
+from lcbench.dataset.synthetic import Examples, Synthetic, generator
 from lcbench.errors import ConfigurationError
 from lcbench.task.base import Task
 from lcbench.task.counting import Counting
@@ -63,10 +63,11 @@ def test_a_batch_does_not_depend_on_what_was_asked_before(task: Task) -> None:
 @every_task
 def test_evaluation_does_not_depend_on_the_batch_size(task: Task) -> None:
     for name in (*task.evaluation_sets, "length_4x"):
-        whole = examples_of(list(evaluation_batches(task, name, 1100, 1100, seed=1)))
+        whole = examples_of([Examples(task, 1, name).take(0, 1100)])
         assert len(whole) == 1100
         for batch_size in (1, 96):
-            batches = list(evaluation_batches(task, name, 100, batch_size, seed=1))
+            rows = Examples(task, 1, name, 100)
+            batches = [rows.take(*ends) for ends in rows.batches(batch_size)]
             assert [len(batch) for batch in batches] == [batch_size] * (100 // batch_size) + [
                 rest for rest in [100 % batch_size] if rest
             ]

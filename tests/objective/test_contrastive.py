@@ -23,7 +23,7 @@ from tests.conftest import TINY
 def output(hidden: Tensor) -> ModelOutput:
     rows, time, _ = hidden.shape
     logits = torch.randn(rows, time, 5, dtype=hidden.dtype)
-    return ModelOutput(logits, ModelState((), torch.zeros(rows, dtype=torch.int64)), hidden, hidden)
+    return ModelOutput(lambda _: logits, 5, ModelState((), torch.zeros(rows, dtype=torch.int64)), hidden, hidden)
 
 
 def batch(rows: int = 3, time: int = 5) -> Batch:

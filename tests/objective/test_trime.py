@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 import lcbench
 from lcbench.attention.base import Facts
 from lcbench.dataset.base import Batch
-from lcbench.engine.evaluation import predicted
+from lcbench.engine.evaluation import read
 from lcbench.errors import ConfigurationError
 from lcbench.model.base import ModelOutput, ModelState
 from lcbench.objective import trime
@@ -32,7 +32,12 @@ def output(rows: int, time: int = TIME) -> ModelOutput:
     """Logits and keys that know nothing of the tokens, leaves of the graph."""
     logits = torch.randn(rows, time, VOCABULARY, dtype=torch.float64, requires_grad=True)
     keys = torch.randn(rows, time, WIDTH, dtype=torch.float64).mul(1.5).requires_grad_()
-    return ModelOutput(logits, ModelState((), torch.zeros(rows, dtype=torch.int64)), keys, keys)
+    state = ModelState((), torch.zeros(rows, dtype=torch.int64))
+    return ModelOutput(torch.nn.Identity(), VOCABULARY, state, logits, keys)
+
+
+def likeliest(scores: Tensor, targets: Tensor) -> Tensor:
+    return scores.argmax(-1)
 
 
 def batch(rows: int, lengths: list[int] | None = None, **facts: list[int]) -> Batch:
@@ -191,7 +196,7 @@ def test_gradient_reaches_the_remembered_keys_unless_they_are_detached() -> None
 def test_order_of_rows_does_not_matter() -> None:
     given, data = output(5), batch(5, document=[7, 3, 7, 7, 3], segment=[1, 0, 0, 2, 2])
     order = torch.tensor([3, 0, 4, 2, 1])
-    moved = dataclasses.replace(given, logits=given.logits[order], keys=given.keys[order])
+    moved = dataclasses.replace(given, hidden=given.logits[order], keys=given.keys[order])
     for options, _ in CASES:
         a, b = loss_of(Trime(**options), given, data), loss_of(Trime(**options), moved, data.select(order))
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
@@ -249,7 +254,7 @@ def test_what_is_carried_makes_cuts_invisible(cuts: list[int], capacity: int | N
         start += size
         if not size:
             continue
-        piece = dataclasses.replace(given, logits=given.logits[:, part], keys=given.keys[:, part])
+        piece = dataclasses.replace(given, hidden=given.logits[:, part], keys=given.keys[:, part])
         known = facts.map(lambda tensor, part=part: tensor[:, part])
         scores, memory = objective.predict(piece, tokens[:, part], known, memory)
         parts.append(scores)
@@ -279,7 +284,7 @@ def test_segments_one_after_another_are_segments_in_one_batch() -> None:
     data = dataclasses.replace(data, targets=targets, supervised=everywhere)
     memory, terms = None, []
     for row in range(3):
-        piece = dataclasses.replace(given, logits=given.logits[row : row + 1], keys=given.keys[row : row + 1])
+        piece = dataclasses.replace(given, hidden=given.logits[row : row + 1], keys=given.keys[row : row + 1])
         scores, memory = Trime().predict(piece, tokens[row : row + 1], Facts(), memory)
         terms.append(-scores[0].gather(1, targets[row, :, None]))
     torch.testing.assert_close(loss_of(Trime(memory="long"), given, data), torch.cat(terms).mean())
@@ -332,14 +337,16 @@ def test_a_network_is_scored_by_its_objective() -> None:
     objective = Trime()
     with torch.no_grad():
         found = model(tokens)
-        assert torch.equal(predicted(model, NextToken(), data), found.logits.argmax(-1))
-        assert torch.equal(predicted(model, objective, data), objective.predict(found, tokens, Facts())[0].argmax(-1))
+        assert torch.equal(read(model, NextToken(), data, likeliest), found.logits.argmax(-1))
+        assert torch.equal(
+            read(model, objective, data, likeliest), objective.predict(found, tokens, Facts())[0].argmax(-1)
+        )
         memory, parts = None, []
         for start in (0, 6, 12):
             piece = tokens[:, start : start + 6]
             scores, memory = objective.predict(model(piece), piece, Facts(), memory)
             parts.append(scores.argmax(-1))
-        assert torch.equal(predicted(model, objective, data, 6), torch.cat(parts, 1))
+        assert torch.equal(read(model, objective, data, likeliest, 6), torch.cat(parts, 1))
 
 
 @pytest.mark.parametrize(

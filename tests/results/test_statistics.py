@@ -11,7 +11,7 @@ import pytest
 from lcbench.errors import ConfigurationError
 from lcbench.results import read
 from lcbench.results.record import RunFolder, scores_of, write_text
-from lcbench.results.statistics import normal, wilson
+from lcbench.results.statistics import normal, ratio, wilson
 
 
 def test_wilson_published_values():
@@ -70,3 +70,22 @@ def test_scores_are_the_keys_that_are_counted():
     record = {"scores/s/error": 0.5, "scores/s/error_low": 0.1, "scores/s/error_high": 0.9, "scores/s/error_n": 4}
     record |= {f"scores/s/error/distance_1{part}": 1 for part in ("", "_low", "_high", "_n")}
     assert [(score.metric, score.n) for score in scores_of(record)] == [("error", 4), ("error/distance_1", 1)]
+
+
+def test_a_ratio_of_sums_has_an_interval_over_groups() -> None:
+    """By simulation: groups of different sizes, and values that depend on each other within a group."""
+    rng = np.random.default_rng(0)
+    covered, values = 0, []
+    for _ in range(2000):
+        sizes = rng.integers(1, 50, 40)
+        shared = rng.normal(2, 0.5, 40)
+        sums = np.array([(s + rng.normal(0, 1, n)).sum() for s, n in zip(shared, sizes, strict=True)])
+        value, low, high = ratio(sums, sizes.astype(float))
+        values.append(value)
+        covered += low <= 2 <= high
+    assert np.mean(values) == pytest.approx(2, abs=0.01)
+    assert 0.93 < covered / 2000 < 0.965
+    assert ratio(np.array([3.0]), np.array([2.0]))[0] == 1.5
+    assert math.isnan(ratio(np.array([3.0]), np.array([2.0]))[1])
+    # every group the same: nothing to be unsure of
+    assert ratio(np.array([2.0, 4.0]), np.array([1.0, 2.0])) == (2, 2, 2)

@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lcbench.dataset.tokenizer import Bytes
+from lcbench.tokenizer.bytes import Bytes
 
 
 @given(st.text())
