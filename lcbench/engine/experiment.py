@@ -97,7 +97,8 @@ class Experiment:
         for encoding in encodings:
             self._check_encoding(encoding, lengths, trained)
         if not trained:
-            self._check_state(model, "training", lengths[TRAIN] - 1, "trainer.batch_size", self.trainer.batch_size)
+            read = lengths.get(TRAIN, self.dataset.longest + 1) - 1
+            self._check_state(model, "training", read, "trainer.batch_size", self.trainer.batch_size)
         at_once = min(self.evaluation.batch_size, self.evaluation.examples)
         for name in self.evaluation_sets():
             where = f"evaluation set {name}"

@@ -203,8 +203,7 @@ class RecurrentMemory(Model):
         runs = [Run(part.shape[1], part is not x) for part in parts if part.shape[1]] if self.both_ways else []
         output = self.decoder.read(whole, place(whole[..., 0], Facts(), None), None, runs)
         tokens = slice(slots.length, slots.length + x.shape[1])
-        names = ("logits", "hidden", "keys")
-        found = replace(output, **{name: getattr(output, name)[:, tokens] for name in names})
+        found = output.times(tokens.start, tokens.stop)
         if not ends:
             return found, slots, self._bounded(output.state, slots)
         if self.slots:
