@@ -22,6 +22,7 @@ NEEDS = {
     ("attention", "landmark"): ["dataset=landmark"],
     ("attention", "linear"): ["position=rope"],
     ("attention", "longt5_global"): ["position=rope"],
+    ("attention", "sparse_transformer"): ["position=rope"],
     ("dataset", "concatenated"): ["task=language_modelling"],
     ("dataset", "contiguous"): ["task=language_modelling"],
     ("corpus", "python_stdlib"): ["task=language_modelling"],
