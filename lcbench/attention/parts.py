@@ -28,6 +28,7 @@ from torch.autograd.function import once_differentiable
 from lcbench.attention.base import Context
 from lcbench.attention.cache import KeyValues
 from lcbench.attention.explicit import Run, explicit_with_totals
+from lcbench.attention.flash import flash, flash_backward
 from lcbench.attention.pairs import Block, Pairs
 from lcbench.attention.precision import wide, without_autocast
 from lcbench.attention.ranges import Ranges
@@ -297,30 +298,18 @@ def _joined(o: Tensor, total: Tensor, new_o: Tensor, new_total: Tensor) -> tuple
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> tuple[Tensor, Tensor]:
     """Attention and the logarithm of its sum, ``[batch, heads, q_time, head_dim]`` and ``[batch, heads, q_time]``."""
-    return (fused if q.device.type == "cpu" else by_hand)(q, k, v, mask, causal)
+    return (flash if q.device.type == "cpu" else by_hand)(q, k, v, causal, mask)
 
 
 def _attention_backward(
     d_o: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, total: Tensor, mask: Tensor | None, causal: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v; ``o`` and ``total`` may be those of a softmax over more keys than these."""
-    backward = fused_backward if q.device.type == "cpu" else by_hand_backward
-    return backward(d_o, q, k, v, o, total, mask, causal)
+    backward = flash_backward if q.device.type == "cpu" else by_hand_backward
+    return backward(d_o, q, k, v, o, total, causal, mask)
 
 
-def fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> tuple[Tensor, Tensor]:
-    """The kernel, whose public form keeps the logarithms to itself."""
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, attn_mask=mask)
-
-
-def fused_backward(
-    d_o: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, total: Tensor, mask: Tensor | None, causal: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-    return kernel(d_o, q, k, v, o, total, 0.0, causal, attn_mask=mask)
-
-
-def by_hand(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> tuple[Tensor, Tensor]:
+def by_hand(q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """The same from products, for other devices."""
     scores = _scores(q, k, mask, causal)
     total = scores.logsumexp(-1)
@@ -328,7 +317,7 @@ def by_hand(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) 
 
 
 def by_hand_backward(
-    d_o: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, total: Tensor, mask: Tensor | None, causal: bool
+    d_o: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, total: Tensor, causal: bool, mask: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     weights = torch.exp(_scores(q, k, mask, causal) - total[..., None])
     d_v = torch.matmul(weights.to(v.dtype).transpose(-1, -2), d_o)

@@ -7,7 +7,6 @@ the same memory.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import multiprocessing
 import signal
 import sys
@@ -18,13 +17,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lcbench.engine.faults import out_of_memory
-from lcbench.engine.interrupt import PR_SET_PDEATHSIG
+from lcbench.engine.interrupt import end_with_parent
 from lcbench.errors import ConfigurationError
 
 Result = TypeVar("Result")
 
 #: what the process that is forked from has imported; the latter are imported late by what the first need
 PRELOADED = [
+    "lcbench.cost.preloaded",
     "lcbench.cost.measure",
     "lcbench.model.decoder",
     "lcbench.attention.full",
@@ -79,7 +79,7 @@ def apart(function: Callable[..., Result], *arguments: Any, seconds: float | Non
 
 
 def _answer(sender: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    _end_with_parent()
+    _yield_to_parent()
     try:
         answer = ("done", function(*arguments))
     except ConfigurationError as error:
@@ -94,11 +94,11 @@ def _answer(sender: Connection, function: Callable[..., Any], arguments: tuple[A
     sender.send(answer)
 
 
-def _end_with_parent() -> None:
+def _yield_to_parent() -> None:
     """Ctrl-C is the parent's to handle; where memory runs out, this process is the one to go; and it never outlives
     the one it works for."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         with contextlib.suppress(OSError):
             Path("/proc/self/oom_score_adj").write_text("1000")

@@ -15,6 +15,7 @@ import lcbench
 from lcbench.attention import parts as parts_module
 from lcbench.attention.base import Context
 from lcbench.attention.cache import KeyValues
+from lcbench.attention.flash import flash, flash_backward
 from lcbench.attention.parts import InOrder, Part, attend_parts
 from lcbench.attention.ranges import First, Slots, document_bounds, ranges
 from lcbench.attention.reach import Window
@@ -84,12 +85,12 @@ def test_by_hand_as_the_kernel(kind: str) -> None:
     if kind == "masked":
         mask = torch.full((20, 20), 0.3, dtype=torch.float64)[None, None]
         mask = mask.masked_fill(~visible, torch.finfo(torch.float64).min)
-    arguments = (q, k, v, mask, kind == "causal")
-    (o, total), (kernel_o, kernel_total) = parts_module.by_hand(*arguments), parts_module.fused(*arguments)
+    arguments = (q, k, v, kind == "causal", mask)
+    (o, total), (kernel_o, kernel_total) = parts_module.by_hand(*arguments), flash(*arguments)
     assert distance(o, kernel_o) < 1e-12
     assert distance(total, kernel_total) < 1e-12
-    ours = parts_module.by_hand_backward(d_o, q, k, v, o, total, mask, kind == "causal")
-    theirs = parts_module.fused_backward(d_o, q, k, v, o, total, mask, kind == "causal")
+    ours = parts_module.by_hand_backward(d_o, q, k, v, o, total, kind == "causal", mask)
+    theirs = flash_backward(d_o, q, k, v, o, total, kind == "causal", mask)
     assert max(distance(a, b) for a, b in zip(ours, theirs, strict=True)) < 1e-12
 
 
