@@ -9,6 +9,7 @@ inside a SLURM job they requeue it; SIGTERM may be scancel's, and does not.
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import os
 import shutil
 import signal
@@ -159,13 +160,17 @@ def requeue(stopped: Interrupted) -> None:
 
 
 def end_with_parent() -> None:
-    """From now on this process ends when its parent does, however that ends."""
-    parent = os.getppid()
+    """From now on this process ends when its parent does, however that ends.
+
+    Forked from multiprocessing's server, its parent is that server, which ends with the command: one that is killed
+    while this process begins leaves nothing to notice but that it is gone.
+    """
+    parent, command = os.getppid(), multiprocessing.parent_process()
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     else:
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    if os.getppid() != parent:  # it ended before this process could say so
+    if os.getppid() != parent or (command and not command.is_alive()):  # it ended before this process could say so
         os.kill(os.getpid(), signal.SIGKILL)
 
 
