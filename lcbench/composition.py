@@ -62,6 +62,10 @@ class Composition:
         return f"{slug(self.differs)[:80] or 'default'}-{self.hash}"
 
 
+#: the folders whose files set keys of any group, the strongest first, and by which choice
+_OVERLAYS = (("tuned", "tuned@_global_"), ("experiment", "experiment"))
+
+
 def slug(differs: Sequence[tuple[str, str]]) -> str:
     """Keys and values as part of a file's name."""
     words = [f"{key}-{value.strip('[]')}" for key, value in differs]
@@ -79,14 +83,12 @@ class _Files:
     def origin(self, key: str) -> str:
         if any(key == name or key.startswith(f"{name}.") for name in self.given if "." in name):
             return "command line"
-        experiment = self.choices.get("experiment")
+        overlays = [f"{folder}/{self.choices.get(choice)}.yaml" for folder, choice in _OVERLAYS]
+        for name in overlays:
+            for path in (directory / name for directory in self.directories):
+                if path.exists() and OmegaConf.select(OmegaConf.load(path), key) is not None:  # type: ignore[arg-type]
+                    return f"conf/{name}"
         group = key.split(".")[0]
-        for directory in self.directories:
-            path = directory / "experiment" / f"{experiment}.yaml"
-            if path.exists():
-                node = OmegaConf.load(path)
-                if OmegaConf.select(node, key) is not None:  # type: ignore[arg-type]
-                    return f"conf/experiment/{experiment}.yaml"
         return f"conf/{group}/{self.choices[group]}.yaml" if group in self.choices else "config.yaml"
 
 

@@ -9,6 +9,10 @@ from pathlib import Path
 NOT_COMPUTED = ("outputs", "rerun", "retry", "logger", "trainer.progress", "experiment", "tags")
 
 
+#: folders of conf/ that no user chooses from: Hydra's own, and what an experiment sets for one of its encodings
+_NO_GROUPS = ("hydra", "tuned")
+
+
 def is_computed(key: str) -> bool:
     """Whether a dotted key decides what a run computes."""
     return not any(key == name or key.startswith(f"{name}.") for name in NOT_COMPUTED)
@@ -23,7 +27,7 @@ def config_directory() -> Path:
 
 def groups_of(directories: Sequence[Path]) -> list[str]:
     """Names of the config groups: the top-level folders."""
-    return sorted({p.name for d in directories for p in d.iterdir() if p.is_dir() and p.name != "hydra"})
+    return sorted({p.name for d in directories for p in d.iterdir() if p.is_dir() and p.name not in _NO_GROUPS})
 
 
 def choices_of(group: str, directories: Sequence[Path]) -> dict[str, Path]:

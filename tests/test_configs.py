@@ -5,9 +5,11 @@ from __future__ import annotations
 import inspect
 
 import pytest
+from omegaconf import OmegaConf
 
 from lcbench.composition import build, compose
 from lcbench.configs import choices_of, config_directory, describe, groups_of
+from lcbench.errors import ConfigurationError
 from lcbench.schema import injected, locate, options_of
 
 DIRECTORIES = [config_directory()]
@@ -96,6 +98,24 @@ def test_every_experiment_says_what_it_is(name):
 def test_overrides_on_top_of_an_experiment_win():
     assert compose(["experiment=cope/flip_flop", "optimizer.lr=0.5"]).config["optimizer"]["lr"] == 0.5
     assert "rope" in compose(["experiment=cope/flip_flop", "position=rope"]).config["position"]["_target_"]
+
+
+TUNED = sorted(path.relative_to(config_directory() / "tuned") for path in (config_directory() / "tuned").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", TUNED, ids=str)
+def test_what_an_experiment_sets_for_an_encoding_alone(file):
+    """It reaches that encoding and no other, says what it is, and yields to the command line."""
+    experiment, position = file.parent.as_posix(), file.stem
+    assert describe(config_directory() / "tuned" / file)
+    node = OmegaConf.load(config_directory() / "tuned" / file)
+    words = [f"experiment={experiment}", f"position={position}"]
+    for group, options in node.items():
+        for key, value in options.items():
+            assert compose(words).config[group][key] == value
+    assert compose([*words, "optimizer.lr=0.5"]).config["optimizer"]["lr"] == 0.5
+    with pytest.raises(ConfigurationError, match="tuned=.*no such key"):
+        compose([f"tuned={experiment}/{position}"])
 
 
 def test_identity_is_what_is_computed():
