@@ -2,11 +2,11 @@
 
     python benchmarks/plain_gpt.py [--steps 1200] [--seeds 0,1] [overrides of experiment=alibi/python_stdlib]
 
-The plain one is GPT-2's block (Radford et al. 2019) in PyTorch's own modules: learned positions, pre-norm, GELU, torch's
-fused causal attention, GPT-2's initialisation; windows of text drawn at random from all training documents behind one
-another. Both have the same width, depth and heads, see as many tokens of the same documents in batches of the same
-size, under the same AdamW, schedule and clipping, and are scored on the same windows of the same documents. Each run has
-a process of its own; times are of training alone, by the wall and by the processor, without evaluation and start.
+The plain one is GPT-2's block (Radford et al. 2019) in PyTorch's own modules: learned positions, pre-norm, GELU,
+torch's fused causal attention, GPT-2's initialisation; windows of text drawn at random from all training documents
+behind one another. Both have the same width, depth and heads, see as many tokens of the same documents in batches of
+the same size, under the same AdamW, schedule and clipping, and are scored on the same windows of the same documents.
+Each run has a process of its own; times are of training alone, by the wall and by the processor.
 """
 
 from __future__ import annotations
