@@ -100,7 +100,9 @@ def test_overrides_on_top_of_an_experiment_win():
     assert "rope" in compose(["experiment=cope/flip_flop", "position=rope"]).config["position"]["_target_"]
 
 
-TUNED = sorted(path.relative_to(config_directory() / "tuned") for path in (config_directory() / "tuned").rglob("*.yaml"))
+TUNED = sorted(
+    path.relative_to(config_directory() / "tuned") for path in (config_directory() / "tuned").rglob("*.yaml")
+)
 
 
 @pytest.mark.parametrize("file", TUNED, ids=str)

@@ -61,6 +61,9 @@ def sweep(words: Sequence[str], overlays: Sequence[Path], console: Console) -> i
     try:
         with console.status("expanding"):
             hydra, config = _composed(arguments)
+            if config.hydra.sweeper._target_ == BASIC_SWEEPER and config.hydra.sweeper.params:
+                arguments = _spelled_out(config, arguments, {override.key_or_group for override in parsed})
+                config = hydra.compose_config("config", arguments, RunMode.MULTIRUN)
             listed = _listed(config, folder)
         with _watched(folder, console, here=LOCAL in arguments):
             hydra.multirun("config", run_job, arguments, with_log_configuration=False)
@@ -101,6 +104,14 @@ def _composed(arguments: Sequence[str]) -> tuple[Hydra, DictConfig]:
     warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/ray' is validated against ConfigStore schema")
     hydra = Hydra.create_main_hydra2("lcbench", create_config_search_path(str(config_directory())))
     return hydra, hydra.compose_config("config", list(arguments), RunMode.MULTIRUN)
+
+
+def _spelled_out(config: DictConfig, arguments: Sequence[str], said: set[str]) -> list[str]:
+    """The arguments with what an experiment sweeps over, but for keys that the command line gives: of those Hydra
+    would make every combination of both."""
+    parameters = config.hydra.sweeper.params.items()
+    unsaid = [f"{key}={value}" for key, value in parameters if key not in said]
+    return [*unsaid, *arguments, "hydra.sweeper.params=null"]
 
 
 def _listed(config: DictConfig, folder: SweepFolder) -> set[frozenset[str]] | None:

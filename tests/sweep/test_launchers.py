@@ -54,6 +54,12 @@ def single(run_here, tmp_path):
     return scores(folder)
 
 
+def test_what_an_experiment_sweeps_over_yields_to_the_command_line(command, tmp_path):
+    done = command("-m", "experiment=cope/flip_flop", *TINY, "task.length=8", "position=none,rope", "seed=7")
+    assert "2 of 2 runs completed" in done.stdout, done.stdout + done.stderr
+    assert {record["seed"] for record in records(tmp_path / "outputs").values()} == {7}
+
+
 def test_this_machine(command, tmp_path, single):
     done = command(*SWEEP)
     assert_ends_as_it_should(done, tmp_path / "outputs")
