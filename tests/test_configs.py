@@ -85,7 +85,9 @@ def test_every_default_is_valid_and_every_option_documented(group, choice):
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_trains_two_steps(name, run_here):
-    result, _, _ = run_here(f"experiment={name}", base=SMALL)
+    known = options_of(locate(compose([f"experiment={name}"]).config["model"]["_target_"], "_target_"))
+    small = [word for word in SMALL if not word.startswith("model.") or word[6:].partition("=")[0] in known]
+    result, _, _ = run_here(f"experiment={name}", base=small)
     assert result["status"] == "completed", result["error"]
     assert result["experiment"] == name
 
@@ -116,7 +118,7 @@ def test_what_an_experiment_sets_for_an_encoding_alone(file):
         for key, value in options.items():
             assert compose(words).config[group][key] == value
     assert compose([*words, "optimizer.lr=0.5"]).config["optimizer"]["lr"] == 0.5
-    with pytest.raises(ConfigurationError, match="tuned=.*no such key"):
+    with pytest.raises(ConfigurationError, match=r"tuned=.*no such key"):
         compose([f"tuned={experiment}/{position}"])
 
 
