@@ -118,6 +118,23 @@ class Context(Facts):
         return int(low) if bool(low == high) else None
 
 
+    @cached_property
+    def whole_rows(self) -> tuple[Tensor, Tensor] | None:
+        """The batch rows that are of one document each, and the others, int64 ``[any]``; None where there are no
+        documents, or padding, or no such row, or tensors without values.
+
+        Read from the tensor once for all layers.
+        """
+        documents = self.documents
+        if documents is None or self.padding is not None or not documents.numel():
+            return None
+        if isinstance(documents, FakeTensor) or documents.is_meta:
+            return None
+        alone = (documents == documents[:, :1]).all(1)  # [batch]
+        rows = alone.nonzero()[:, 0]
+        return (rows, (~alone).nonzero()[:, 0]) if len(rows) else None
+
+
 class State:
     """What a layer, or a model, carries from one call to the next.
 

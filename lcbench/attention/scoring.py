@@ -13,6 +13,7 @@ Both take blocks of queries and only the keys that a block may see.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import torch
@@ -62,7 +63,27 @@ def attend(
     Returns:
         ``[batch, heads, q_time, head_dim]``; 0 where a query sees no key.
     """
-    return _ordered(q, context, keys, position, causal, reach, dropout, vectors, False)[0]
+    begins = reach is None and vectors is None and keys.length == q.shape[2]
+    if not begins or (apart := context.whole_rows) is None:
+        return _ordered(q, context, keys, position, causal, reach, dropout, vectors, False)[0]
+
+    # where nothing came before, a row of one document needs no mask against others
+    def read(q: Tensor, context: Context, keys: KeyValues) -> Tensor:
+        return _ordered(q, context, keys, position, causal, reach, dropout, vectors, False)[0]
+
+    whole, mixed = apart
+    if not len(mixed):
+        return read(q, replace(context, documents=None), replace(keys, documents=None))
+
+    def of(rows: Tensor) -> tuple[Tensor, Context, KeyValues]:
+        return q.index_select(0, rows), context.map(lambda t: t.index_select(0, rows)), keys.select(rows)
+
+    some_q, some_context, some_keys = of(whole)
+    outputs = [
+        read(some_q, replace(some_context, documents=None), replace(some_keys, documents=None)),
+        read(*of(mixed)),
+    ]
+    return torch.cat(outputs).index_select(0, torch.cat(apart).argsort())
 
 
 def attend_part(
