@@ -119,20 +119,19 @@ class Context(Facts):
 
 
     @cached_property
-    def whole_rows(self) -> tuple[Tensor, Tensor] | None:
-        """The batch rows that are of one document each, and the others, int64 ``[any]``; None where there are no
-        documents, or padding, or no such row, or tensors without values.
+    def whole_rows(self) -> int:
+        """How many batch rows, from the first, are of one document each; 0 where there are no documents, or padding,
+        or tensors without values.
 
         Read from the tensor once for all layers.
         """
         documents = self.documents
         if documents is None or self.padding is not None or not documents.numel():
-            return None
+            return 0
         if isinstance(documents, FakeTensor) or documents.is_meta:
-            return None
+            return 0
         alone = (documents == documents[:, :1]).all(1)  # [batch]
-        rows = alone.nonzero()[:, 0]
-        return (rows, (~alone).nonzero()[:, 0]) if len(rows) else None
+        return int(alone.long().cumprod(0).sum())
 
 
 class State:

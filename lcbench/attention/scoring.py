@@ -63,27 +63,20 @@ def attend(
     Returns:
         ``[batch, heads, q_time, head_dim]``; 0 where a query sees no key.
     """
-    begins = reach is None and vectors is None and keys.length == q.shape[2]
-    if not begins or (apart := context.whole_rows) is None:
-        return _ordered(q, context, keys, position, causal, reach, dropout, vectors, False)[0]
-
     # where nothing came before, a row of one document needs no mask against others
-    def read(q: Tensor, context: Context, keys: KeyValues) -> Tensor:
+    whole = context.whole_rows if reach is None and vectors is None and keys.length == q.shape[2] else 0
+    if not whole:
         return _ordered(q, context, keys, position, causal, reach, dropout, vectors, False)[0]
-
-    whole, mixed = apart
-    if not len(mixed):
-        return read(q, replace(context, documents=None), replace(keys, documents=None))
-
-    def of(rows: Tensor) -> tuple[Tensor, Context, KeyValues]:
-        return q.index_select(0, rows), context.map(lambda t: t.index_select(0, rows)), keys.select(rows)
-
-    some_q, some_context, some_keys = of(whole)
-    outputs = [
-        read(some_q, replace(some_context, documents=None), replace(some_keys, documents=None)),
-        read(*of(mixed)),
-    ]
-    return torch.cat(outputs).index_select(0, torch.cat(apart).argsort())
+    sizes = [whole, len(q) - whole] if whole < len(q) else [whole]
+    outputs = []
+    for number, (part, k, v) in enumerate(zip(q.split(sizes), keys.k.split(sizes), keys.v.split(sizes), strict=True)):
+        rows = slice(0, whole) if number == 0 else slice(whole, None)
+        of_rows, facts = keys.map(lambda tensor: tensor[rows]), context.map(lambda tensor: tensor[rows])
+        if number == 0:
+            of_rows, facts = replace(of_rows, documents=None), replace(facts, documents=None)
+        of_rows = replace(of_rows, k=k, v=v)
+        outputs.append(_ordered(part, facts, of_rows, position, causal, reach, dropout, vectors, False)[0])
+    return torch.cat(outputs)
 
 
 def attend_part(

@@ -52,6 +52,8 @@ class Concatenated(Arranged):
         for number in range(index * self.batch_size, (index + 1) * self.batch_size):
             epoch, place = divmod(number, rows)
             found.append(self.reel.stretch(epoch, self._shuffled(epoch, place, rows) * length, length + 1))
+        # rows of one document first: they are read without a mask
+        found.sort(key=lambda row: bool((row[1][:-1] != row[1][0]).any()))
         ids, documents = (torch.from_numpy(np.stack(part)) for part in zip(*found, strict=True))  # [batch, length + 1]
         same = documents[:, 1:] == documents[:, :-1]
         # a batch in which no row has a second document is read the faster way
