@@ -46,6 +46,10 @@ _MASKED = 2**20
 _FREE_COLUMNS = 128
 
 
+#: by ``Pairs.pattern``
+Masks = dict[tuple[int, int, int] | None, Tensor]
+
+
 class Layout(Protocol):
     """Where the queries and keys of a part stand."""
 
@@ -211,9 +215,10 @@ def _read(pairs: Pairs, bias: PositionEncoding | None, q: Tensor, k: Tensor, v: 
     q_places]``, both in float32 at least."""
     o = q.new_empty(q.shape, dtype=torch.promote_types(q.dtype, torch.float32))
     total = o.new_empty(q.shape[:3])
+    masks: Masks = {}
     for block in _blocks(pairs, bias, q):
         rows, found = block.of_queries, None
-        for columns, mask, causal in _calls(pairs, bias, block, q.dtype):
+        for columns, mask, causal in _calls(pairs, bias, block, q.dtype, masks):
             some = (block.batch, slice(None), columns)
             new = _attention(q[rows], k[some], v[some], mask, causal)
             new = new[0], new[1][..., None]
@@ -232,16 +237,16 @@ def _gradients(
     """Of q, k and v of a part, ``of_part``; ``of_all``: the output's gradient, the output and the logarithm of the sum
     of all parts together."""
     q, k, v = of_part
-    d_o, o, total = of_all
+    d_o, o, normaliser = of_all
     d_q, d_k, d_v = (torch.zeros_like(t, dtype=torch.promote_types(t.dtype, torch.float32)) for t in of_part)
+    masks: Masks = {}
     for block in _blocks(pairs, bias, q):
         rows = block.of_queries
-        for columns, mask, causal in _calls(pairs, bias, block, q.dtype):
+        for columns, mask, causal in _calls(pairs, bias, block, q.dtype, masks):
             some = (block.batch, slice(None), columns)
-            found = _attention_backward(d_o[rows], q[rows], k[some], v[some], o[rows], total[rows], mask, causal)
-            d_q[rows] += found[0]
-            d_k[some] += found[1]
-            d_v[some] += found[2]
+            found = _attention_backward(d_o[rows], q[rows], k[some], v[some], o[rows], normaliser[rows], mask, causal)
+            for total, place, gradient in ((d_q, rows, found[0]), (d_k, some, found[1]), (d_v, some, found[2])):
+                total[place].add_(gradient)
     return [d_q.to(q.dtype), d_k.to(k.dtype), d_v.to(v.dtype)]
 
 
@@ -265,10 +270,10 @@ def _rows(pairs: Pairs) -> int:
 
 
 def _calls(
-    pairs: Pairs, bias: PositionEncoding | None, block: Block, dtype: torch.dtype
+    pairs: Pairs, bias: PositionEncoding | None, block: Block, dtype: torch.dtype, masks: Masks
 ) -> Iterator[tuple[slice, Tensor | None, bool]]:
     """The calls of the kernel that make up a block: columns, mask ``[1 or rows, 1 or heads, rows, columns]``, and
-    whether it is the causal one."""
+    whether it is the causal one. ``masks``: those that other blocks share."""
     columns = block.columns
     width = columns.stop - columns.start
     if bias is None and pairs.square(block):
@@ -282,12 +287,19 @@ def _calls(
         yield slice(columns.start, middle), None, False
         columns = slice(middle, columns.stop)
         block = dataclasses.replace(block, columns=columns, free=0)
+    pattern = pairs.pattern(block) if bias is None else None
+    if pattern in masks:
+        yield columns, masks[pattern], False
+        return
     # in half precision the least number is not far enough from scores
     dtype = torch.promote_types(dtype, torch.float32)
     visible = pairs.visible(block)
     added = None if bias is None else bias.position_bias(pairs.alignment(block))
     added = torch.zeros((), dtype=dtype, device=visible.device) if added is None else added.to(dtype)
-    yield columns, torch.where(visible, added, torch.finfo(dtype).min), False
+    mask = torch.where(visible, added, torch.finfo(dtype).min)
+    if pattern is not None:
+        masks[pattern] = mask
+    yield columns, mask, False
 
 
 def _joined(o: Tensor, total: Tensor, new_o: Tensor, new_total: Tensor) -> tuple[Tensor, Tensor]:
