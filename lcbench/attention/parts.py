@@ -37,7 +37,7 @@ from lcbench.position.base import PositionEncoding
 from lcbench.position.heads import of_heads
 
 #: queries in a block, at least and at most
-_LEAST_ROWS, _MOST_ROWS = 32, 256
+_LEAST_ROWS, _MOST_ROWS = 64, 256
 #: queries in a block that needs no mask: a whole segment, because the kernel's memory is linear in it
 _SQUARE_ROWS = 4096
 #: numbers of a mask that differs from row to row, at a time
@@ -127,8 +127,10 @@ def attend_parts(
     rotated_q, rotated_k = position.rotate(q, parts[0].keys.k, context.positions, parts[0].keys.positions)
     rotated = [rotated_k]
     for part in parts[1:]:
-        none = (q[:, :, :0], part.keys.k, context.positions[:, :0], part.keys.positions)
-        rotated.append(position.rotate(*none)[1])
+        if part.keys is not parts[0].keys:
+            none = (q[:, :, :0], part.keys.k, context.positions[:, :0], part.keys.positions)
+            rotated_k = position.rotate(*none)[1]
+        rotated.append(rotated_k)
     if reads_content or learns_bias or dropout > 0:
         return _explicit(q, rotated_q, parts, rotated, position, (reads_content, has_bias), dropout)
     laid = []
@@ -190,7 +192,10 @@ class _PartsAttention(torch.autograd.Function):
         assert total is not None
         # a query that sees nothing got the mean of what is hidden
         hidden = total <= torch.finfo(total.dtype).min / 2
-        o, total = o.masked_fill(hidden, 0).to(laid[0].dtype), total.masked_fill(hidden, 0)
+        ctx.blind = bool(hidden.any())
+        if ctx.blind:
+            o, total = o.masked_fill(hidden, 0), total.masked_fill(hidden, 0)
+        o = o.to(laid[0].dtype)
         ctx.save_for_backward(o, total, hidden, *laid)
         return o
 
@@ -198,7 +203,8 @@ class _PartsAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_o: Tensor) -> tuple[Tensor | None, ...]:
         o, total, hidden, *laid = ctx.saved_tensors
-        d_o = d_o.masked_fill(hidden, 0)
+        if ctx.blind:
+            d_o = d_o.masked_fill(hidden, 0)
         gradients: list[Tensor | None] = [None, None]
         with without_autocast(o.device):
             for n, part in enumerate(ctx.parts):
@@ -213,7 +219,7 @@ class _PartsAttention(torch.autograd.Function):
 def _read(pairs: Pairs, bias: PositionEncoding | None, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """A part's own softmax: ``[rows, heads, q_places, head_dim]`` and the logarithm of its sum, ``[rows, heads,
     q_places]``, both in float32 at least."""
-    o = q.new_empty(q.shape, dtype=torch.promote_types(q.dtype, torch.float32))
+    o = torch.empty_like(q, dtype=torch.promote_types(q.dtype, torch.float32))  # as q lies: heads are merged again
     total = o.new_empty(q.shape[:3])
     masks: Masks = {}
     for block in _blocks(pairs, bias, q):
