@@ -259,7 +259,7 @@ class _ExplicitAttention(torch.autograd.Function):
     """``run, q, k, v, unrotated q, unrotated k, features, distance vectors, *parameters -> output, totals``.
 
     Unrotated queries and keys are None where rotation changes nothing. For the backward pass the arguments are kept,
-    and the first blocks up to ``_room``; all others are made again. With ``P = softmax(S)`` of a block,
+    and the first blocks up to ``room_for_blocks``; all others are made again. With ``P = softmax(S)`` of a block,
 
         dV = P^T dO,  dP = dO V^T,  dS = P * (dP - rowsum(P * dP)),  dQ = c dS K,  dK = c dS^T Q
 
@@ -272,7 +272,7 @@ class _ExplicitAttention(torch.autograd.Function):
         ctx.run, ctx.weighed = run, {}
         ctx.save_for_backward(*tensors)
         q, k, v = tensors[:3]
-        room = _room(q, k, v) if run.differentiable and any(ctx.needs_input_grad) else 0
+        room = room_for_blocks(q, k, v) if run.differentiable and any(ctx.needs_input_grad) else 0
         out = torch.empty_like(q)
         totals = q.new_empty(q.shape[:3] if run.totals else (0,), dtype=torch.promote_types(q.dtype, torch.float32))
         # hooks on saved tensors (of checkpointing, of offloading) are for the arguments
@@ -321,7 +321,7 @@ class _ExplicitAttention(torch.autograd.Function):
                 if run.dropout:
                     kept = run.kept(weights, block)
                     used, d_weights = weights * kept, d_weights * kept
-                _add_product(d_v[columns], used.to(v.dtype).transpose(-1, -2), d_o)
+                add_product(d_v[columns], used.to(v.dtype).transpose(-1, -2), d_o)
                 d_scores = weighed.normalised.backward(d_weights)
                 if run.totals:
                     d_scores = torch.addcmul(d_scores, weights, d_totals[rows][..., None])
@@ -348,13 +348,13 @@ class _ExplicitAttention(torch.autograd.Function):
                             d_learned[parameter] = d_learned.get(parameter, 0) + gradient
 
                 d_scores = d_scores.to(q.dtype)
-                _add_product(d_q[rows], d_scores, k[columns], q.shape[-1] ** -0.5)
-                _add_product(d_k[columns], d_scores.transpose(-1, -2), q[rows], q.shape[-1] ** -0.5)
+                add_product(d_q[rows], d_scores, k[columns], q.shape[-1] ** -0.5)
+                add_product(d_k[columns], d_scores.transpose(-1, -2), q[rows], q.shape[-1] ** -0.5)
         d_inputs = (None if total is None else total.to(q.dtype) for total in sums[:6])
         return None, *d_inputs, d_vectors, *(d_learned.get(parameter) for parameter in run.position.parameters())
 
 
-def _add_product(total: Tensor, a: Tensor, b: Tensor, factor: float = 1.0) -> None:
+def add_product(total: Tensor, a: Tensor, b: Tensor, factor: float = 1.0) -> None:
     """``total += factor * a b``, all ``[batch, heads, any, any]``; without a product of its own where that can be."""
     if total.dtype == a.dtype == b.dtype and (len(total) == 1 or total.is_contiguous()):
         sums = total.flatten(0, 1)
@@ -363,7 +363,7 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor, factor: float = 1.0) -> No
         total += torch.matmul(a, b) * factor
 
 
-def _room(q: Tensor, k: Tensor, v: Tensor) -> int:
+def room_for_blocks(q: Tensor, k: Tensor, v: Tensor) -> int:
     """Numbers that may be kept of blocks for the backward pass: linear in length, as what is kept anyway."""
     return max(_KEPT, q.numel() + k.numel() + v.numel())
 

@@ -66,7 +66,11 @@ class HeadGroups:
 
     def split(self, tensor: Tensor) -> Sequence[Tensor]:
         """``[batch, heads, time, any]`` to one ``[batch, some heads, time, any]`` a group."""
-        return self._ordered(tensor, self._order).split([len(heads) for heads in self.groups], 1)
+        if len(self.groups) == 1:
+            return [tensor]
+        # heads behind time, as projections lay them out: the gradient is then not copied
+        parts = self._ordered(tensor, self._order).transpose(1, 2).split([len(heads) for heads in self.groups], 2)
+        return [part.transpose(1, 2) for part in parts]
 
     def split_keys(self, keys: KeyValues) -> list[KeyValues]:
         """The same of keys, values and features."""
@@ -76,8 +80,11 @@ class HeadGroups:
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
         """What ``split`` has cut, put together again."""
+        if len(parts) == 1:
+            return parts[0]
         order = sorted(range(len(self._order)), key=self._order.__getitem__)
-        return parts[0] if len(parts) == 1 else self._ordered(torch.cat(list(parts), 1), order)
+        whole = torch.cat([part.transpose(1, 2) for part in parts], 2).transpose(1, 2)
+        return self._ordered(whole, order)
 
     def _ordered(self, tensor: Tensor, order: list[int]) -> Tensor:
         return tensor if self._sorted else tensor.index_select(1, torch.tensor(order, device=tensor.device))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lcbench.attention.base import Context
 from lcbench.attention.cache import KeyValues
-from lcbench.attention.reach import Reach, Segment
+from lcbench.attention.reach import Reach, Segment, Window
 from lcbench.position.base import Alignment
 
 #: queries in a block at least: matrix products need rows
@@ -163,6 +163,15 @@ class Pairs:
         rows, columns = block.rows, block.columns
         own = (rows.start + self.offset, rows.stop + self.offset) == (columns.start, columns.stop)
         return own and self.causal and not self.ragged and (self.reach is None or isinstance(self.reach, Segment))
+
+    def pattern(self, block: Block) -> tuple[int, int, int] | None:
+        """What ``visible`` follows from where a block's place decides nothing: blocks that agree in it have one mask."""
+        if self.ragged or not isinstance(self.reach, Window) or self.first is None:
+            return None
+        rows, columns, floor = block.rows, block.columns, self.reach.floor
+        if floor is not None and self.first + columns.start < floor:
+            return None
+        return rows.stop - rows.start, columns.stop - columns.start, self.offset + rows.start - columns.start
 
     def alignment(self, block: Block, vectors: Tensor | None = None) -> Alignment:
         """``vectors``: of all distances, ``[1 or heads, q_time + k_time - 1, any]``, or None."""

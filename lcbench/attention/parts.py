@@ -37,13 +37,17 @@ from lcbench.position.base import PositionEncoding
 from lcbench.position.heads import of_heads
 
 #: queries in a block, at least and at most
-_LEAST_ROWS, _MOST_ROWS = 32, 256
+_LEAST_ROWS, _MOST_ROWS = 64, 256
 #: queries in a block that needs no mask: a whole segment, because the kernel's memory is linear in it
 _SQUARE_ROWS = 4096
 #: numbers of a mask that differs from row to row, at a time
 _MASKED = 2**20
 #: keys that all queries of a block see, from which on they are worth a call without a mask
 _FREE_COLUMNS = 128
+
+
+#: by ``Pairs.pattern``
+Masks = dict[tuple[int, int, int] | None, Tensor]
 
 
 class Layout(Protocol):
@@ -123,8 +127,10 @@ def attend_parts(
     rotated_q, rotated_k = position.rotate(q, parts[0].keys.k, context.positions, parts[0].keys.positions)
     rotated = [rotated_k]
     for part in parts[1:]:
-        none = (q[:, :, :0], part.keys.k, context.positions[:, :0], part.keys.positions)
-        rotated.append(position.rotate(*none)[1])
+        if part.keys is not parts[0].keys:
+            none = (q[:, :, :0], part.keys.k, context.positions[:, :0], part.keys.positions)
+            rotated_k = position.rotate(*none)[1]
+        rotated.append(rotated_k)
     if reads_content or learns_bias or dropout > 0:
         return _explicit(q, rotated_q, parts, rotated, position, (reads_content, has_bias), dropout)
     laid = []
@@ -186,7 +192,10 @@ class _PartsAttention(torch.autograd.Function):
         assert total is not None
         # a query that sees nothing got the mean of what is hidden
         hidden = total <= torch.finfo(total.dtype).min / 2
-        o, total = o.masked_fill(hidden, 0).to(laid[0].dtype), total.masked_fill(hidden, 0)
+        ctx.blind = bool(hidden.any())
+        if ctx.blind:
+            o, total = o.masked_fill(hidden, 0), total.masked_fill(hidden, 0)
+        o = o.to(laid[0].dtype)
         ctx.save_for_backward(o, total, hidden, *laid)
         return o
 
@@ -194,7 +203,8 @@ class _PartsAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_o: Tensor) -> tuple[Tensor | None, ...]:
         o, total, hidden, *laid = ctx.saved_tensors
-        d_o = d_o.masked_fill(hidden, 0)
+        if ctx.blind:
+            d_o = d_o.masked_fill(hidden, 0)
         gradients: list[Tensor | None] = [None, None]
         with without_autocast(o.device):
             for n, part in enumerate(ctx.parts):
@@ -209,11 +219,12 @@ class _PartsAttention(torch.autograd.Function):
 def _read(pairs: Pairs, bias: PositionEncoding | None, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """A part's own softmax: ``[rows, heads, q_places, head_dim]`` and the logarithm of its sum, ``[rows, heads,
     q_places]``, both in float32 at least."""
-    o = q.new_empty(q.shape, dtype=torch.promote_types(q.dtype, torch.float32))
+    o = torch.empty_like(q, dtype=torch.promote_types(q.dtype, torch.float32))  # as q lies: heads are merged again
     total = o.new_empty(q.shape[:3])
+    masks: Masks = {}
     for block in _blocks(pairs, bias, q):
         rows, found = block.of_queries, None
-        for columns, mask, causal in _calls(pairs, bias, block, q.dtype):
+        for columns, mask, causal in _calls(pairs, bias, block, q.dtype, masks):
             some = (block.batch, slice(None), columns)
             new = _attention(q[rows], k[some], v[some], mask, causal)
             new = new[0], new[1][..., None]
@@ -232,16 +243,16 @@ def _gradients(
     """Of q, k and v of a part, ``of_part``; ``of_all``: the output's gradient, the output and the logarithm of the sum
     of all parts together."""
     q, k, v = of_part
-    d_o, o, total = of_all
+    d_o, o, normaliser = of_all
     d_q, d_k, d_v = (torch.zeros_like(t, dtype=torch.promote_types(t.dtype, torch.float32)) for t in of_part)
+    masks: Masks = {}
     for block in _blocks(pairs, bias, q):
         rows = block.of_queries
-        for columns, mask, causal in _calls(pairs, bias, block, q.dtype):
+        for columns, mask, causal in _calls(pairs, bias, block, q.dtype, masks):
             some = (block.batch, slice(None), columns)
-            found = _attention_backward(d_o[rows], q[rows], k[some], v[some], o[rows], total[rows], mask, causal)
-            d_q[rows] += found[0]
-            d_k[some] += found[1]
-            d_v[some] += found[2]
+            found = _attention_backward(d_o[rows], q[rows], k[some], v[some], o[rows], normaliser[rows], mask, causal)
+            for total, place, gradient in ((d_q, rows, found[0]), (d_k, some, found[1]), (d_v, some, found[2])):
+                total[place].add_(gradient)
     return [d_q.to(q.dtype), d_k.to(k.dtype), d_v.to(v.dtype)]
 
 
@@ -265,10 +276,10 @@ def _rows(pairs: Pairs) -> int:
 
 
 def _calls(
-    pairs: Pairs, bias: PositionEncoding | None, block: Block, dtype: torch.dtype
+    pairs: Pairs, bias: PositionEncoding | None, block: Block, dtype: torch.dtype, masks: Masks
 ) -> Iterator[tuple[slice, Tensor | None, bool]]:
     """The calls of the kernel that make up a block: columns, mask ``[1 or rows, 1 or heads, rows, columns]``, and
-    whether it is the causal one."""
+    whether it is the causal one. ``masks``: those that other blocks share."""
     columns = block.columns
     width = columns.stop - columns.start
     if bias is None and pairs.square(block):
@@ -282,12 +293,19 @@ def _calls(
         yield slice(columns.start, middle), None, False
         columns = slice(middle, columns.stop)
         block = dataclasses.replace(block, columns=columns, free=0)
+    pattern = pairs.pattern(block) if bias is None else None
+    if pattern in masks:
+        yield columns, masks[pattern], False
+        return
     # in half precision the least number is not far enough from scores
     dtype = torch.promote_types(dtype, torch.float32)
     visible = pairs.visible(block)
     added = None if bias is None else bias.position_bias(pairs.alignment(block))
     added = torch.zeros((), dtype=dtype, device=visible.device) if added is None else added.to(dtype)
-    yield columns, torch.where(visible, added, torch.finfo(dtype).min), False
+    mask = torch.where(visible, added, torch.finfo(dtype).min)
+    if pattern is not None:
+        masks[pattern] = mask
+    yield columns, mask, False
 
 
 def _joined(o: Tensor, total: Tensor, new_o: Tensor, new_total: Tensor) -> tuple[Tensor, Tensor]:

@@ -48,20 +48,33 @@ class Ranges(Pairs):
         return self.k_positions.shape[1]
 
     def square(self, block: Block) -> bool:
-        return False
+        rows, columns = block.rows, block.columns
+        if not self.exact or rows.stop - rows.start != columns.stop - columns.start:
+            return False
+        since = self.lows[rows] == columns.start
+        return bool((since & (self.highs[rows] == np.arange(columns.start, columns.stop) + 1)).all())
+
+    def pattern(self, block: Block) -> None:
+        return None
 
     def blocks(self, batch: int, rows: int) -> Iterator[Block]:
         batches, q_time = self.q_positions.shape
         for b in range(0, batches, batch):
-            for start in range(0, q_time, rows):
+            start = 0
+            while start < q_time:
                 stop = min(start + rows, q_time)
                 lows, highs = self.lows[start:stop], self.highs[start:stop]
+                sees = highs > lows
+                if not sees[0] and sees.any():  # the others may then be a square
+                    stop = start + int(sees.argmax())
+                    lows, highs = self.lows[start:stop], self.highs[start:stop]
                 first, last = int(lows.min()), int(highs.max())
                 free = max(0, int(highs.min()) - first) if self.exact and first == lows.max() else 0
                 if last <= first:  # a block has some key, if only to hide it
                     first = min(first, self.k_positions.shape[1] - 1)
                     last = first + 1
                 yield Block(slice(b, min(b + batch, batches)), slice(start, stop), slice(first, last), free)
+                start = stop
 
     def visible(self, block: Block) -> Tensor:
         device = self.q_positions.device

@@ -85,7 +85,7 @@ class Residues:
     def keys(self, tensor: Tensor) -> Tensor:
         """``[batch, heads, k_time, any]`` to ``[batch * stride, heads, places, any]``, zero where there is no key."""
         if self.start is not None:
-            return self._stepped(pad(tensor, (0, 0, 0, self.places * self.stride - self.length)))
+            return self._stepped(tensor, 0, self.places * self.stride - self.length)
         return self._sorted(tensor, self._token, self._hole, 0)
 
     def queries(self, tensor: Tensor, fill: float = 0) -> Tensor:
@@ -93,7 +93,7 @@ class Residues:
         if self.start is not None:
             first = self.before - self.skipped * self.stride
             end = (self.places - self.skipped) * self.stride - first - self.time
-            return self._stepped(pad(tensor, (0, 0, first, end), value=fill))
+            return self._stepped(tensor, first, end, fill)
         token = self._token - self.before
         return self._sorted(tensor, token.clamp(min=0), self._hole | (token < 0), fill)
 
@@ -102,7 +102,8 @@ class Residues:
         classes = tensor.unflatten(0, (self.batch, self.stride))
         if self.start is not None:
             first = self.before - self.skipped * self.stride
-            return classes.permute(0, 2, 3, 1, 4).flatten(2, 3)[:, :, first : first + self.time]
+            # in memory by time, then by head: heads are merged again
+            return classes.permute(0, 3, 1, 2, 4).flatten(1, 2)[:, first : first + self.time].transpose(1, 2)
         place = self._place[:, self.before :].clamp(max=self.stride * self.places - 1)
         o = along_time(classes.transpose(1, 2).flatten(2, 3), place)
         return o.masked_fill(self._padding[:, None, self.before :, None], 0)
@@ -157,8 +158,11 @@ class Residues:
         """``[batch, k_time]`` to ``[batch * stride, places]``."""
         return self.keys(fact[:, None, :, None])[:, 0, :, 0]
 
-    def _stepped(self, tensor: Tensor) -> Tensor:
-        """``[batch, heads, places * stride, any]`` to ``[batch * stride, heads, places, any]``."""
+    def _stepped(self, tensor: Tensor, first: int, end: int, fill: float = 0) -> Tensor:
+        """``[batch, heads, time, any]``, with ``first`` places before it and ``end`` after it ``places * stride``, to
+        ``[batch * stride, heads, places, any]``."""
+        if first or end:
+            tensor = pad(tensor, (0, 0, first, end), value=fill)
         return tensor.unflatten(2, (-1, self.stride)).permute(0, 3, 1, 2, 4).flatten(0, 1)
 
     def _sorted(self, tensor: Tensor, token: Tensor, hole: Tensor, fill: float) -> Tensor:

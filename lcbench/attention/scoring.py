@@ -27,12 +27,15 @@ from lcbench.attention.explicit import Run, attention_received, explicit, explic
 from lcbench.attention.flash import Flash
 from lcbench.attention.pairs import Block, Pairs
 from lcbench.attention.reach import Reach, Segment
+from lcbench.attention.windows import attend_windows, windowed
 from lcbench.position.base import PositionEncoding
 
 #: queries in a block, at most and at least: with a reach, as many as it has places, or most pairs would be hidden
 _FUSED_ROWS, _LEAST_ROWS = 256, 64
 #: queries in a block that needs no mask: a whole segment, because the kernel's memory is linear in it
 _SQUARE_ROWS = 4096
+#: what windows are read in by products of their own
+_PRECISE = torch.float32, torch.float64
 
 
 def attend(
@@ -144,6 +147,9 @@ def _attend(
     learns_bias = has_bias and torch.is_grad_enabled() and any(p.requires_grad for p in position.parameters())
     # on a CPU the fused kernel drops nothing; elsewhere it keeps the normaliser to itself
     unable = normaliser if q.device.type != "cpu" else dropout > 0
+    plain = not (reads_content or normaliser or dropout > 0)
+    if plain and q.dtype in _PRECISE and windowed(pairs) and (learns_bias or q.device.type == "cpu"):
+        return attend_windows(pairs, position if has_bias else None, rotated_q, rotated_k, keys.v), None
     if reads_content or learns_bias or unable:
         seed = int(torch.randint(2**62, (), device="cpu")) if dropout > 0 else 0
         run = Run(pairs, position, reads_content, has_bias, dropout, seed, torch.is_grad_enabled())

@@ -91,7 +91,8 @@ class Rope(PositionEncoding):
         )  # [batch, 1, time, r/2]
         cos, sin = angles.cos() * self.magnitude(), angles.sin() * self.magnitude()
         if self._join is _interleave and not torch.compiler.is_compiling():
-            turned = _turned(x[..., : self.channels].to(dtype), cos, sin).to(x.dtype)
+            part = x if self.channels == x.shape[-1] else x[..., : self.channels]
+            turned = _turned(part.to(dtype), cos, sin).to(x.dtype)
         else:
             x_1, x_2 = x[..., self.first], x[..., self.second]
             turned = self._join(x_1 * cos - x_2 * sin, x_1 * sin + x_2 * cos).to(x.dtype)
@@ -102,7 +103,10 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Neighbouring channels turned: one product of complex numbers, several times as fast as six of real ones."""
     if any(stride % 2 for stride in x.stride()[:-1]) or x.storage_offset() % 2:
         x = x.contiguous()
-    return torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2))) * torch.complex(cos, sin)).flatten(-2)
+    # [batch, time, heads, channels / 2], as projections and kernels lay it out: the gradient is then not copied
+    pairs = torch.view_as_complex(x.transpose(1, 2).unflatten(-1, (-1, 2)))
+    turned = pairs * torch.complex(cos, sin).transpose(1, 2)
+    return torch.view_as_real(turned).flatten(-2).transpose(1, 2)
 
 
 def _interleave(first: Tensor, second: Tensor) -> Tensor:

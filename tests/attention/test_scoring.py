@@ -34,7 +34,7 @@ EXPLICIT = [case for case in CASES if case[0].startswith(("relative", "transform
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of two queries of one batch row; some are kept for the backward pass, some are made again."""
-    monkeypatch.setattr(explicit, "_room", lambda *tensors: 50)
+    monkeypatch.setattr(explicit, "room_for_blocks", lambda *tensors: 50)
     monkeypatch.setattr(explicit, "_PAIRS", 1)
     monkeypatch.setattr(explicit, "_LEAST_ROWS", 2)
     monkeypatch.setattr(scoring, "_FUSED_ROWS", 2)

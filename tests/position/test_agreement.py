@@ -42,7 +42,7 @@ JUMPS = Context(torch.tensor([[0, 1, 2, 5, 6, 7, 11, 12, 30], [3, 4, 5, 6, 7, 8,
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of two queries of one batch row; some are kept for the backward pass, some are made again."""
-    monkeypatch.setattr(explicit, "_room", lambda *tensors: 50)
+    monkeypatch.setattr(explicit, "room_for_blocks", lambda *tensors: 50)
     monkeypatch.setattr(explicit, "_PAIRS", 1)
     monkeypatch.setattr(explicit, "_LEAST_ROWS", 2)
     monkeypatch.setattr(scoring, "_FUSED_ROWS", 2)
