@@ -40,7 +40,7 @@ def update_workspace(sections: Sequence[Section], folder: Path) -> str:
     place = folder / FILE
     try:
         entity, project = _project(_runs(sections))
-        workspace = workspace_of(library, sections, entity or wandb.Api().default_entity, project)
+        workspace = workspace_of(library, sections, entity or wandb.Api().default_entity or "", project)
         known = json.loads(place.read_text())["url"] if place.exists() else None
         if known is not None:
             kept = library.Workspace.from_url(known)

@@ -161,7 +161,7 @@
       })),
     },
     keys: {
-      title: "Against a key", most: MOST_BARS,
+      title: "Against a key", most: 5 * MOST_BARS,
       say: "Configurations that differ in this key alone are joined.",
       controls: () => {
         const keys = section.columns.filter((key) => section.values[key].length > 1);
@@ -286,7 +286,7 @@
         chip(name, state.sets.has(name), () => { toggle(state.sets, name); draw(); }))));
     for (const key of section.columns) {
       if (section.values[key].length < 2) continue;
-      groups.push(el("div", { class: "group", "data-filter": key }, el("span", { class: "name" }, key), section.values[key].map((value) => {
+      groups.push(el("div", { class: `group${section.values[key].length > 12 ? " many" : ""}`, "data-filter": key }, el("span", { class: "name" }, key), section.values[key].map((value) => {
         const css = state.colour === key ? `var(--c${section.values[key].indexOf(value) % COLOURS})` : null;
         return chip(value || WITHOUT, !state.hidden[key].has(value), () => { toggle(state.hidden[key], value); draw(); }, css);
       })));
@@ -368,7 +368,7 @@
     const body = order.slice(0, 500).map((i) => el("tr", {}, columns.map((column) => el("td", { class: column.left ? "left" : column.best?.(i) ? "best" : null }, column.cell(i)))));
     skeleton.table.replaceChildren(el("h2", {}, "Summary"),
       el("p", { class: "say" }, `Means over seeds with 95 % intervals (Student's t; with one seed, or where all seeds score the same, the run's own). Solved: an error of at most ${100 * data.solved} %. * best, and its interval overlaps no other's; ~ not told apart from the best. A click on a column sorts.`),
-      el("div", { class: "table" }, el("table", {}, el("thead", {}, el("tr", {}, head)), el("tbody", {}, body))),
+      el("div", { class: `table${body.length > 25 ? " long" : ""}`, tabindex: body.length > 25 ? 0 : null }, el("table", {}, el("thead", {}, el("tr", {}, head)), el("tbody", {}, body))),
       section.notes.length ? el("ul", { class: "notes" }, section.notes.map((note) => el("li", {}, note))) : "");
   };
   const scoreCell = (d, paper) => {

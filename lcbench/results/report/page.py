@@ -62,7 +62,7 @@ def page(
         "style": _file("page.css"),
         "footer": html.escape(f"lcbench {metadata.version('lcbench')}; this file needs no network"),
         "data": _embedded(data),
-        "library": vl_convert.javascript_bundle(snippet=None),
+        "library": vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"),
         "script": _file("page.js"),
     }
     # in one pass: what is put in is not searched again
