@@ -21,6 +21,7 @@ lcbench: which mechanism remembers what it has read, and at what cost
   lcbench show [key=value ...]   the resolved config with parameters, tokens, operations and memory; trains nothing
   lcbench show RUN               the scores of a run's folder
   lcbench compare PATHS          a table of runs, one row per configuration: mean and 95 % interval over seeds, cost
+  lcbench report PATHS           the same as one HTML page with figures and filters, and the record of a study
   lcbench resume RUN             continue a stopped run; with trainer.max_steps=N, a new run that goes on from it
   lcbench evaluate RUN [evaluation.key=value ...]    score a trained network elsewhere: lengths=[1k,4k], sets=[sparse]
   lcbench verify [key=value ...] the conformance suite on this composition: a certificate
@@ -34,6 +35,12 @@ options of compare
   --by KEY[,KEY]         rows by these keys alone; --sort COLUMN, or =-COLUMN for the reverse
   --solved 0.01          the error up to which a seed has solved a set
   --csv FILE, --json FILE    everything, for other programs; - is the standard output, and then no table
+
+options of report
+  --output report.html   the page, one file that needs nothing else
+  --by, --against, --solved    as of compare
+  --experiments DIR      where studies (study.yaml) and their records are, by default ./experiments
+  --wandb                the same panels as a workspace of W&B
 
 options of cost
   --lengths 1k,4k,64k    what is measured; --rounds 5, readings of each time; --clock cpu, in place of wall
@@ -54,6 +61,7 @@ examples
   lcbench experiment=cope/flip_flop logger=none
   lcbench show experiment=cope/flip_flop_paper
   lcbench compare outputs/flip_flop --against position=rope
+  lcbench report outputs/cope --output cope.html
   lcbench cost attention=sliding_window,infini --lengths 1k,4k,16k,64k --extrapolate 1e9
   lcbench evaluate outputs/flip_flop/default-1a2b3c4d evaluation.sets=[sparse] evaluation.lengths=[1k,4k]
 """
@@ -124,7 +132,7 @@ def _dispatch(words: list[str]) -> int:
     if words and "=" not in words[0] and not words[0].startswith(("+", "~", "-")):
         verb = _verb(words.pop(0))
     for word in words:
-        if word.startswith("-") and verb not in (_compare, _cost):
+        if word.startswith("-") and verb not in (_compare, _report, _cost):
             raise ConfigurationError(f"{word}: no such option; {closest(word, OPTIONS)}")
     return verb(words, overlays, trust)
 
@@ -264,6 +272,14 @@ def _verify(words: list[str], overlays: list[Path], trust: bool) -> int:
     return 0 if certificate.passed else 1
 
 
+def _report(words: list[str], overlays: list[Path], trust: bool) -> int:
+    from rich.console import Console
+
+    from lcbench.results.report.command import report_command
+
+    return report_command(words, Console(highlight=False))
+
+
 def _cost(words: list[str], overlays: list[Path], trust: bool) -> int:
     from lcbench.cost.command import cost_command
 
@@ -301,6 +317,7 @@ VERBS: dict[str, Callable[[list[str], list[Path], bool], int]] = {
     "list": _list,
     "show": _show,
     "compare": _compare,
+    "report": _report,
     "resume": _resume,
     "evaluate": _evaluate,
     "verify": _verify,

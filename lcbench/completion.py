@@ -9,7 +9,7 @@ from pathlib import Path
 from lcbench.configs import choices_of, config_directory, groups_of
 from lcbench.errors import ConfigurationError
 
-VERBS = ("list", "show", "compare", "resume", "evaluate", "verify", "cost", "doctor")
+VERBS = ("list", "show", "compare", "report", "resume", "evaluate", "verify", "cost", "doctor")
 
 #: of `lcbench cost`; what takes a value ends in =
 COST_OPTIONS = (

@@ -24,13 +24,14 @@ def compared(tables: Sequence[Table], against: Mapping[str, str]) -> list[Table]
     Raises:
         ConfigurationError: if no row fits ``against``, or too many do.
     """
-    fitting = {id(table): [row for row in table.rows if _fits(row, against)] for table in tables}
+    fitting = {id(table): [row for row in table.rows if fits(row, against)] for table in tables}
     if not any(fitting.values()):
         raise ConfigurationError(_not_found([row for table in tables for row in table.rows], against))
     return [_compared(table, fitting[id(table)], against) for table in tables]
 
 
-def _fits(row: Row, against: Mapping[str, str]) -> bool:
+def fits(row: Row, against: Mapping[str, str]) -> bool:
+    """Whether all runs of the row have these values, as they are typed, of these columns."""
     return all(is_value(value, text) for key, text in against.items() for value in [_value(row, key)])
 
 
@@ -45,7 +46,7 @@ def _not_found(rows: Sequence[Row], against: Mapping[str, str]) -> str:
     asked = _typed(against)
     for label, text in against.items():
         values = {shown(_value(row, label)) for row in rows} - {"", "[]"}
-        if text not in values and not any(_fits(row, {label: text}) for row in rows):
+        if text not in values and not any(fits(row, {label: text}) for row in rows):
             return f"--against {asked}: no row has {label}={text}; {closest(text, values)}"
     return f"--against {asked}: no row has all of these; take away one of {', '.join(against)}."
 
@@ -73,8 +74,8 @@ def _compared(table: Table, candidates: Sequence[Row], against: Mapping[str, str
             without += 1
             rows.append(row)
             continue
-        found = {m: _difference(row.scores[m], same[0].scores[m], m) for m in row.scores if m in same[0].scores}
-        differences = {metric: difference for metric, difference in found.items() if difference}
+        found = {m: difference_of(row.scores[m], same[0].scores[m], m) for m in row.scores if m in same[0].scores}
+        differences = {metric: each for metric, each in found.items() if each}
         strangers += bool(found) and not differences
         bare += bool(row.scores) and not found
         rows.append(replace(row, differences=differences))
@@ -106,8 +107,8 @@ def _ambiguous(rows: Sequence[Row], table: Table, against: Mapping[str, str]) ->
     )
 
 
-def _difference(ours: Summary, baseline: Summary, metric: str) -> Difference | None:
-    """None without a common seed."""
+def difference_of(ours: Summary, baseline: Summary, metric: str) -> Difference | None:
+    """Ours minus the baseline's; None without a common seed."""
     common = [unit for unit in ours.values if unit in baseline.values]
     if not common:
         return None

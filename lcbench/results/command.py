@@ -35,8 +35,8 @@ def compare_command(words: list[str]) -> int:
         metrics=_list(options.get("--metric", "")),
         by=_list(options.get("--by", "")),
         sort=options.get("--sort"),
-        solved=_share(options.get("--solved", "0.01")),
-        against=_selectors(options["--against"]) if "--against" in options else None,
+        solved=share(options.get("--solved", "0.01")),
+        against=selectors(options["--against"]) if "--against" in options else None,
     )
     for name, file in files.items():
         write_text(file, FORMATS[name](comparison))
@@ -81,6 +81,7 @@ _EXAMPLES = {
     "--solved": "0.01",
     "--csv": "table.csv",
     "--json": "table.json",
+    "--output": "report.html",
 }
 
 
@@ -88,14 +89,24 @@ def _list(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
-def _share(text: str) -> float:
+def share(text: str) -> float:
+    """What ``--solved`` says.
+
+    Raises:
+        ConfigurationError: if it is no number.
+    """
     try:
         return float(text)
     except ValueError:
         raise ConfigurationError(f"--solved {text}: must be an error between 0 and 1, such as 0.01.") from None
 
 
-def _selectors(text: str) -> dict[str, str]:
+def selectors(text: str) -> dict[str, str]:
+    """The keys and values that ``--against`` names.
+
+    Raises:
+        ConfigurationError: for what is none.
+    """
     # a comma inside a list is not followed by a key
     selectors = dict(part.partition("=")[::2] for part in re.split(r",(?=[\w.]+=)", text))
     for key, value in selectors.items():

@@ -22,7 +22,7 @@ from lcbench.results.comparison import AMONG_THE_BEST, BEST, COSTS, Comparison, 
 from lcbench.results.keys import columns, key_of, label_of, order_of_values, value_of, varying
 from lcbench.results.metrics import is_share, metrics_of, more_is_better
 from lcbench.results.notes import notes_on
-from lcbench.results.runs import Run, read_runs
+from lcbench.results.runs import Run, Unreadable, read_runs
 from lcbench.results.statistics import student, without_spread
 
 
@@ -49,9 +49,23 @@ def compare(
     Raises:
         ConfigurationError: if a path holds no run, or a name is unknown.
     """
+    runs, unreadable = read_runs(paths)
+    return compare_runs(runs, unreadable, metrics=metrics, by=by, sort=sort, solved=solved, against=against)
+
+
+def compare_runs(
+    runs: Sequence[Run],
+    unreadable: Sequence[Unreadable] = (),
+    *,
+    metrics: Sequence[str] = (),
+    by: Sequence[str] = (),
+    sort: str | None = None,
+    solved: float = 0.01,
+    against: Mapping[str, str] | None = None,
+) -> Comparison:
+    """Compare runs that have been read; see ``compare``."""
     if not 0 <= solved <= 1:
         raise ConfigurationError(f"solved={solved:g}: must be an error between 0 and 1, such as 0.01.")
-    runs, unreadable = read_runs(paths)
     if not runs:
         raise ConfigurationError(f"no run can be read: {unreadable[0].folder}: {unreadable[0].reason}.")
     chosen_keys = [_known_key(label, runs) for label in by]

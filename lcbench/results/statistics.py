@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cache
-from statistics import NormalDist, fmean, stdev
+from statistics import NormalDist, fmean, stdev, variance
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -67,13 +67,29 @@ def student(values: Sequence[float]) -> tuple[float, float]:
     return mean - half, mean + half
 
 
+def welch(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
+    """95 % interval of the mean of ``a`` minus that of ``b``, of independent, normally spread values (Welch 1947).
+
+    The variances may differ; the degrees of freedom are Satterthwaite's.
+    """
+    if len(a) < 2 or len(b) < 2:
+        return math.nan, math.nan
+    first, second = variance(a) / len(a), variance(b) / len(b)
+    difference, total = fmean(a) - fmean(b), first + second
+    if total == 0:
+        return difference, difference
+    freedom = total**2 / (first**2 / (len(a) - 1) + second**2 / (len(b) - 1))
+    half = student_quantile(freedom) * math.sqrt(total)
+    return difference - half, difference + half
+
+
 def without_spread(values: Sequence[float]) -> bool:
     """Whether all values are the same, but for rounding: nothing to estimate a spread from."""
     return max(values) - min(values) <= 1e-12 * max(1.0, abs(values[0]))
 
 
 @cache
-def student_quantile(freedom: int, tail: float = 0.025) -> float:
+def student_quantile(freedom: float, tail: float = 0.025) -> float:
     """The t that Student's t with ``freedom`` degrees of freedom exceeds with probability ``tail`` < 1/2.
 
     P(|t| > x) is the regularised incomplete beta function I_y(freedom / 2, 1 / 2) at y = freedom / (freedom + x^2),

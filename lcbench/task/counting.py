@@ -47,6 +47,9 @@ class Counting(Task):
     Programs longer than ``length`` tokens lose their left end in training and in_distribution, as in the paper; the
     other sets are never cut.
 
+    Metrics: ``error`` (``sequence_error`` is the same: an example has one answer); ``error/statements_4_7`` and the
+    like, by the number of statements that were drawn (1, 2-3, 4-7, ...).
+
     Args:
         length: tokens of the longest training example; 512 in the paper.
         variables: different variables; 1, 3 and 5 in the paper.
@@ -165,6 +168,15 @@ class Counting(Task):
         last_set = torch.where(printed & (following == ASSIGN), time, -1).amax(1, keepdim=True)
         value = (printed & (following == INCREMENT) & (time > last_set)).sum(1, keepdim=True)
         return (ZERO + value).expand_as(tokens)
+
+    def outcomes(self, batch: Batch, predictions: Tensor) -> dict[str, Tensor]:
+        outcomes = super().outcomes(batch, predictions)
+        statements = batch.facts["statements"]  # [batch]
+        for b in range(int(statements.max()).bit_length()):
+            inside = (statements >= 2**b) & (statements < 2 ** (b + 1))
+            name = "1" if b == 0 else f"{2**b}_{2 ** (b + 1) - 1}"
+            outcomes[f"error/statements_{name}"] = outcomes["sequence_error"][inside]
+        return outcomes
 
     def _statements(self, evaluation_set: str) -> tuple[int, int, tuple[int, int, int]]:
         """Fewest and most statements of a set, and the weights of set, pass and increment."""

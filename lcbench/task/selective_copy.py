@@ -27,6 +27,8 @@ from lcbench.task.draws import subset, symbols
 from lcbench.units import Length
 
 BLANK, SEPARATOR, FIRST_SYMBOL = 0, 1, 2
+#: most groups of output indices that errors are counted in
+OUTPUT_GROUPS = 16
 
 
 class SelectiveCopy(Task):
@@ -35,7 +37,8 @@ class SelectiveCopy(Task):
     Evaluation sets differ in the number of blanks alone: ``in_distribution``; ``dense``, half as many; ``sparse``,
     twice as many; and ``length_4x`` or ``length_256``, as many as fill that length.
 
-    Metrics: ``sequence_error``, examples with a wrong token, and ``error``, wrong tokens (under teacher forcing).
+    Metrics: ``sequence_error``, examples with a wrong token, and ``error``, wrong tokens (under teacher forcing);
+    ``error/output_1`` and the like, wrong tokens by their index in the output, from 1, in at most 16 groups.
 
     Args:
         length: tokens of a training example, blanks N + content 2 M + separator; 769 in the paper.
@@ -56,7 +59,8 @@ class SelectiveCopy(Task):
         self.length = length
         self.symbols = symbols
         self.vocabulary = ("_", "|", *(str(symbol) for symbol in range(symbols)))
-        self.chance = {"error": 1 - 1 / symbols, "sequence_error": 1 - float(symbols) ** -content}
+        by_index = dict.fromkeys(self._groups(), 1 - 1 / symbols)
+        self.chance = {"error": 1 - 1 / symbols, "sequence_error": 1 - float(symbols) ** -content, **by_index}
         self.positions_needed = content + 2
 
     def token_length(self, evaluation_set: str) -> int:
@@ -89,6 +93,19 @@ class SelectiveCopy(Task):
         # Stable: the places of the content first, in their order.
         places = (~is_content).long().argsort(dim=1, stable=True)
         return tokens.gather(1, places.gather(1, (time - separator).clamp(min=0)))
+
+    def outcomes(self, batch: Batch, predictions: Tensor) -> dict[str, Tensor]:
+        outcomes = super().outcomes(batch, predictions)
+        wrong = outcomes["error"].view(-1, self.content)  # [batch, content]
+        return outcomes | {name: wrong[:, first:last].flatten() for name, (first, last) in self._groups().items()}
+
+    def _groups(self) -> dict[str, tuple[int, int]]:
+        """Groups of output indices of the same size, the last one perhaps smaller: first and end, from 0."""
+        size = -(-self.content // OUTPUT_GROUPS)
+        ends = [(first, min(first + size, self.content)) for first in range(0, self.content, size)]
+        return {
+            f"error/output_{first + 1}" + (f"_{end}" if end > first + 1 else ""): (first, end) for first, end in ends
+        }
 
     def _blanks(self, evaluation_set: str) -> int:
         blanks = self.length - 2 * self.content - 1

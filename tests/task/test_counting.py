@@ -204,6 +204,22 @@ def test_what_the_answer_depends_on(seed: int) -> None:
         assert solved([*statements[:i], statements[i + 1], statements[i], *statements[i + 2 :]]) == answer
 
 
+def test_errors_by_number_of_statements() -> None:
+    task = Counting(length=128)
+    batch = task.sample(np.random.default_rng(5), 300, "length_2x")
+    guesses = batch.targets + (torch.rand(300, 1, generator=torch.Generator().manual_seed(0)) < 0.5)
+    outcomes = task.outcomes(batch, guesses)
+    expected: dict[str, list[bool]] = {}
+    for row, program in enumerate(words(task, batch)):
+        # an assignment is four words, an increment two, and `print v ->answer` is no statement
+        statements = program.count("=") + program.count("++;") + program.count("pass;")
+        low = 2 ** (statements.bit_length() - 1)
+        wrong = bool((guesses[row] != batch.targets[row])[batch.scored[row]])
+        expected.setdefault(f"error/statements_{low}_{2 * low - 1}", []).append(wrong)
+    assert len(expected) == 2
+    assert {name: wrong.tolist() for name, wrong in outcomes.items() if "/" in name and len(wrong)} == expected
+
+
 def test_the_vocabulary_is_the_released_ones_size() -> None:
     for variables in (1, 3, 5):
         assert len(Counting(variables=variables).vocabulary) == 18 + variables

@@ -119,6 +119,27 @@ def test_guessing_scores_chance() -> None:
         assert wrong.float().mean().item() == pytest.approx(task.chance[name], abs=0.01)
 
 
+ONE_BY_ONE = [(index, index + 1) for index in range(16)]
+THREES = [*((index, index + 3) for index in range(0, 33, 3)), (33, 35)]
+
+
+@pytest.mark.parametrize(("content", "groups"), [(16, ONE_BY_ONE), (35, THREES)])
+def test_errors_by_output_index(content: int, groups: list[tuple[int, int]]) -> None:
+    task = SelectiveCopy(length=2 * content + 20, content=content)
+    batch = task.sample(np.random.default_rng(4), 50, "sparse")
+    predictions = torch.from_numpy(np.random.default_rng(5).integers(2, 10, tuple(batch.tokens.shape)))
+    outcomes = task.outcomes(batch, predictions)
+    found = {name: wrong.tolist() for name, wrong in outcomes.items() if "output" in name}
+    start = batch.tokens.shape[1] - content
+    expected = {}
+    for first, end in groups:
+        name = f"error/output_{first + 1}" if end == first + 1 else f"error/output_{first + 1}_{end}"
+        rows, places = range(50), range(start + first, start + end)
+        expected[name] = [bool(predictions[row, t] != batch.targets[row, t]) for row in rows for t in places]
+    assert found == expected
+    assert set(found) < set(task.chance)
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
