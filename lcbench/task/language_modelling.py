@@ -184,6 +184,11 @@ class LanguageModelling(Task):
     def tally(self, evaluation_set: str) -> Likelihood:
         return Likelihood(mean_of_documents=self._parsed(evaluation_set)[1] == "truncated_document")
 
+    @property
+    def spelling(self) -> Tokenizer:
+        """See ``Task.spelling``."""
+        return self.tokenizer
+
     def describe(self, batch: Batch, row: int) -> str:
         """The text of a row."""
         ids = batch.tokens[row] if batch.padding is None else batch.tokens[row][~batch.padding[row]]
