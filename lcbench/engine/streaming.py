@@ -74,7 +74,7 @@ def stream_score(
                 give_back_memory()
                 began = time.perf_counter()
                 if spoken is None:
-                    values, state = _read(model, objective, batch, task.judge, chunk, device, tick)
+                    values, state = read_in_pieces(model, objective, batch, task.judge, chunk, device, tick)
                     seconds += time.perf_counter() - began
                     tokens += batch.tokens.numel()
                 else:
@@ -107,16 +107,21 @@ def _scorable(batch: Batch) -> Batch:
     return replace(replace(batch, tokens=batch.tokens[:, :0]).map(widen), tokens=batch.tokens)
 
 
-def _read(
+def read_in_pieces(
     model: Model,
     objective: Objective,
     batch: Batch,
     judge: Judge,
     chunk: int,
     device: str,
-    tick: Callable[[int], None],
+    tick: Callable[[int], None] = lambda done: None,
 ) -> tuple[Tensor, ModelState]:
-    """What ``judge`` makes of the scores where they are scored, 0 elsewhere, ``[batch, time]``, and the last state."""
+    """What ``judge`` makes of the scores where they are scored, 0 elsewhere, ``[batch, time]``, and the last state.
+
+    Args:
+        chunk: tokens of a row that are fed at a time, with the state handed on.
+        tick: called with the number of tokens done after every piece.
+    """
     time = batch.tokens.shape[1]
     parts = []
     state: ModelState | None = None

@@ -97,6 +97,14 @@ class Task(ABC):
         """What a model is scored on: here the first ``examples`` that ``sample`` draws."""
         return Examples(self, seed, evaluation_set, examples)
 
+    def example(self, evaluation_set: str, number: int, seed: int) -> Batch:
+        """One example by itself, from 0; of a text, a whole document.
+
+        Raises:
+            ConfigurationError: if there are fewer.
+        """
+        return self.rows(evaluation_set, number + 1, seed).take(number, number + 1)
+
     def streams(self, evaluation_set: str) -> bool:
         """Whether the set is defined as being read a piece at a time, with the state carried on."""
         return False

@@ -59,6 +59,10 @@ class Landmarked(Task):
         """See ``Task.rows``."""
         return _Rows(self.task.rows(evaluation_set, examples, seed), self.insertion)
 
+    def example(self, evaluation_set: str, number: int, seed: int) -> Batch:
+        """See ``Task.example``."""
+        return self.insertion.insert(self.task.example(evaluation_set, number, seed))
+
     def streams(self, evaluation_set: str) -> bool:
         """See ``Task.streams``."""
         return self.task.streams(evaluation_set)
