@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import html
 import math
+import re
 import unicodedata
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,8 @@ from torch import Tensor
 from lcbench.dataset.base import Batch
 from lcbench.inside.reading import Example, bits_of
 from lcbench.results.record import write_text
+from lcbench.task.landmarked import Landmarked
+from lcbench.task.language_modelling import LanguageModelling
 from lcbench.task.spelling import Spelling
 
 #: least bits of each colour but the first; the same on every page, so that pages can be compared
@@ -71,12 +74,24 @@ def document_page(example: Example, tick: Callable[[int], None]) -> Path:
         "run": run,
         "set": f"{example.evaluation_set}, number {example.number}",
         "weights": f"after {example.trained.step:,} updates",
+        **_cut(example),
         "scored": f"{sum(token.bits is not None for token in tokens):,} of {len(tokens):,} tokens",
         **_means(tokens),
     }
     path = example.folder.path / "documents" / f"{example.name}.html"
     write_text(path, page(tokens, facts, f"{example.name} of {run}"))
     return path
+
+
+def _cut(example: Example) -> dict[str, str]:
+    """What a text has beyond what is shown."""
+    task = example.experiment.task
+    task = task.task if isinstance(task, Landmarked) else task
+    if not isinstance(task, LanguageModelling):
+        return {}
+    whole = int(task.documents.lengths[int(example.batch.facts["document"][0])])
+    most = None if task.max_document is None else task.max_document + 1
+    return {} if most is None or whole <= most else {"cut": f"after {most:,} of {whole:,} tokens (task.max_document)"}
 
 
 def tokens_of(batch: Batch, bits: Tensor, spelling: Spelling) -> list[Token]:
@@ -142,11 +157,8 @@ def page(tokens: Sequence[Token], facts: dict[str, str], title: str) -> str:
         f'<li class="b{level}">{_least(level)}</li>' for level in range(len(BOUNDS) + 1)
     )
     values = {"TITLE": html.escape(title), "FACTS": rows, "SHADES": shades, "LEGEND": legend, "BODY": body}
-    text = _PAGE
-    for name, value in values.items():
-        head, _, tail = text.partition(f"@{name}@")
-        text = f"{head}{value}{tail}"
-    return text
+    # in one pass: what is put in is not searched for more
+    return re.sub(r"@([A-Z]+)@", lambda match: values[match[1]], _PAGE)
 
 
 def _share(level: int) -> int:
@@ -229,7 +241,7 @@ output { position: fixed; inset: auto 0 0 0; padding: 8px 16px; background: var(
 <header>
 <h1>@TITLE@</h1>
 <dl>@FACTS@</dl>
-<p>bits per token: darker is more surprising; grey is not scored</p>
+<p>from so many bits a token; the stronger, the more surprising; grey is not scored</p>
 <ul>@LEGEND@</ul>
 </header>
 <main><pre id="text">@BODY@</pre></main>
