@@ -331,8 +331,8 @@ class Attention(nn.Module, ABC):
             ConfigurationError: if that is not one weight for each token before it.
         """
         raise ConfigurationError(
-            f"{type(self).__name__} has no map of weights: what it reads is not one softmax over the tokens before; the "
-            "closest with one are attention=full, sliding_window, transformer_xl, shifted and longt5_local."
+            f"{type(self).__name__} has no map of weights: what it reads is not one softmax over the tokens before; "
+            "the closest with one are attention=full, sliding_window, transformer_xl, shifted and longt5_local."
         )
 
     @abstractmethod

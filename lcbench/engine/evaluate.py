@@ -61,9 +61,7 @@ def evaluate(experiment: Experiment, folder: RunFolder, slug: str, console: Cons
     Raises:
         ConfigurationError: if the run has no such checkpoint, or another process makes the same evaluation.
     """
-    content = checkpoint_of(
-        folder, experiment.evaluation.checkpoint, lambda line: console.print(line, soft_wrap=True)
-    )
+    content = checkpoint_of(folder, experiment.evaluation.checkpoint, lambda line: console.print(line, soft_wrap=True))
     digest = _identity(experiment, content["global_step"])
     same = sorted(folder.evaluations.glob(f"*-{digest}.json"))
     path = same[0] if same else folder.evaluations / f"{slug[:80] or 'default'}-{digest}.json"

@@ -72,6 +72,7 @@ def stream_score(
                 # one at a time: all of them in full width would be several times as much
                 batch = Batch.concatenate([drawn.take(row, row + 1).map(narrow) for row in range(start, stop)])
                 give_back_memory()
+                state: ModelState | None
                 began = time.perf_counter()
                 if spoken is None:
                     values, state = read_in_pieces(model, objective, batch, task.judge, chunk, device, tick)

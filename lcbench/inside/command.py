@@ -111,7 +111,9 @@ def _file(name: str | None) -> str:
 
 def _harmless(text: str) -> str:
     """``text`` without what would command the terminal."""
-    return "".join("\N{REPLACEMENT CHARACTER}" if unicodedata.category(c) == "Cc" and c not in "\n\t" else c for c in text)
+    return "".join(
+        "\N{REPLACEMENT CHARACTER}" if unicodedata.category(c) == "Cc" and c not in "\n\t" else c for c in text
+    )
 
 
 def _number(name: str, text: str) -> float:
@@ -155,13 +157,22 @@ def show_command(words: Sequence[str], console: Console, trust: bool) -> int:
         raise ConfigurationError("--example is which example --maps shows; with --document, say its number there.")
     from lcbench.engine.progress import Progress
     from lcbench.inside.document import document_page
+    from lcbench.inside.maps import write_maps
     from lcbench.inside.reading import example_of
 
+    lines: list[str | None] = []
     with Progress(console, True) as progress:
         if "--document" in options:
             number = whole("--document", options["--document"])
-            example = example_of(path, options.get("--set"), number, "--document", progress, trust)
+            example = example_of(path, options.get("--set"), number, progress, trust, document=True)
             progress.begin("reading", example.batch.tokens.shape[1])
-            page = document_page(example, progress.tick)
-            console.print(f"page {page}", soft_wrap=True)
+            lines.append(f"page {document_page(example, progress.tick)}")
+        if "--maps" in options:
+            number = whole("--example", options.get("--example", "0"))
+            example = example_of(path, options.get("--set"), number, progress, trust, document=False)
+            files, said = write_maps(example)
+            lines += [*(f"maps {file}" for file in files), said]
+    for line in lines:
+        if line:
+            console.print(line, soft_wrap=True, markup=False)
     return 0

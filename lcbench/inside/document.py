@@ -1,4 +1,4 @@
-"""A text as a page: each token coloured by what it costs the network, in bits. Opens from a file, without a network."""
+"""A text as a page that opens from a file: each token coloured by what it costs the network, in bits."""
 
 from __future__ import annotations
 
@@ -24,6 +24,10 @@ from lcbench.task.spelling import Spelling
 
 #: least bits of each colour but the first; the same on every page, so that pages can be compared
 BOUNDS = (0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0)
+
+
+#: what all pages share; @NAMES@ are put in
+PAGE = Path(__file__).with_name("document.html")
 
 
 @dataclass(frozen=True)
@@ -151,14 +155,14 @@ def _means(tokens: Sequence[Token]) -> dict[str, str]:
 def page(tokens: Sequence[Token], facts: dict[str, str], title: str) -> str:
     """The whole page; everything in it that comes from a text or a run is escaped."""
     body = "".join(_span(unit) for unit in units_of(tokens))
-    rows = "".join(f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>" for name, value in facts.items())
-    shades = "".join(f".b{level}{{--share:{_share(level)}%}}" for level in range(len(BOUNDS) + 1))
-    legend = "".join(
-        f'<li class="b{level}">{_least(level)}</li>' for level in range(len(BOUNDS) + 1)
+    rows = "".join(
+        f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>" for name, value in facts.items()
     )
+    shades = "".join(f".b{level}{{--share:{_share(level)}%}}" for level in range(len(BOUNDS) + 1))
+    legend = "".join(f'<li class="b{level}">{_least(level)}</li>' for level in range(len(BOUNDS) + 1))
     values = {"TITLE": html.escape(title), "FACTS": rows, "SHADES": shades, "LEGEND": legend, "BODY": body}
     # in one pass: what is put in is not searched for more
-    return re.sub(r"@([A-Z]+)@", lambda match: values[match[1]], _PAGE)
+    return re.sub(r"@([A-Z]+)@", lambda match: values[match[1]], PAGE.read_text())
 
 
 def _share(level: int) -> int:
@@ -201,65 +205,3 @@ def visible(text: str) -> str:
         else f"\\u{ord(c):04x}"
         for c in text
     )  # fmt: skip
-
-
-_PAGE = """\
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
-<title>@TITLE@</title>
-<style>
-:root { color-scheme: light dark; --page: #ffffff; --text: #16181d; --dim: #5c6370; --line: #d9dce1; --high: #f2661f; }
-@media (prefers-color-scheme: dark) {
-  :root { --page: #14161a; --text: #eceef1; --dim: #9aa1ad; --line: #343941; --high: #b8430c; }
-}
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--text); font: 15px/1.5 system-ui, sans-serif; }
-header, main { max-width: 1100px; margin: 0 auto; padding: 16px; }
-h1 { font-size: 18px; margin: 0 0 8px; overflow-wrap: anywhere; }
-dl { display: flex; flex-wrap: wrap; gap: 4px 24px; margin: 0 0 12px; }
-dl div { display: flex; gap: 8px; min-width: 0; }
-dt { color: var(--dim); white-space: nowrap; }
-dd { margin: 0; overflow-wrap: anywhere; min-width: 0; }
-ul { display: flex; flex-wrap: wrap; gap: 2px; list-style: none; margin: 4px 0 0; padding: 0; font-size: 13px; }
-li { padding: 1px 8px; border-radius: 3px; }
-p { margin: 0; color: var(--dim); font-size: 13px; }
-pre { margin: 0; font: 14px/1.7 ui-monospace, Menlo, Consolas, monospace; white-space: pre-wrap; overflow-wrap: anywhere; tab-size: 4; padding-bottom: 64px; }
-pre i { font-style: normal; border-radius: 2px; }
-pre i:hover, pre i.on { outline: 2px solid var(--text); outline-offset: -1px; }
-[class^="b"] { background: color-mix(in oklab, var(--high) var(--share), transparent); }
-i.u { color: var(--dim); }
-i.a { border-bottom: 2px solid var(--dim); }
-output { position: fixed; inset: auto 0 0 0; padding: 8px 16px; background: var(--page); border-top: 1px solid var(--line); font: 14px ui-monospace, Menlo, Consolas, monospace; overflow-wrap: anywhere; min-height: 38px; }
-@SHADES@
-</style>
-</head>
-<body>
-<header>
-<h1>@TITLE@</h1>
-<dl>@FACTS@</dl>
-<p>from so many bits a token; the stronger, the more surprising; grey is not scored</p>
-<ul>@LEGEND@</ul>
-</header>
-<main><pre id="text">@BODY@</pre></main>
-<output id="about" aria-live="polite">point at a token, or tap it</output>
-<script>
-const text = document.getElementById("text"), about = document.getElementById("about");
-let on = null;
-function show(event) {
-  const token = event.target.closest("i");
-  if (!token) return;
-  if (on) on.classList.remove("on");
-  on = token;
-  on.classList.add("on");
-  about.textContent = token.title;
-}
-text.addEventListener("pointerover", show);
-text.addEventListener("click", show);
-</script>
-</body>
-</html>
-"""

@@ -52,13 +52,23 @@ class Example:
 
 
 def example_of(
-    path: Path, evaluation_set: str | None, number: int, option: str, progress: Progress, trust: bool
+    path: Path,
+    evaluation_set: str | None,
+    number: int,
+    progress: Progress,
+    trust: bool,
+    *,
+    document: bool,
 ) -> Example:
     """Example ``number`` of a set, or of the first one that the run is scored on, with the run's network.
+
+    Args:
+        document: of a text, a whole document, and not the windows of it that the set is scored on.
 
     Raises:
         ConfigurationError: if there is no such run, set or example, or the text has changed since the training.
     """
+    option = "--document" if document else "--example"
     if number < 0:
         raise ConfigurationError(f"{option} {number}: they are counted from 0; the closest is 0.")
     trained, folder = load_scored(path, trust), RunFolder(path)
@@ -69,7 +79,16 @@ def example_of(
     name = evaluation_set or experiment.evaluation_sets()[0]
     # a name that there is not is refused here
     experiment.task.token_length(name)
-    batch = experiment.task.example(name, number, experiment.evaluation.seed)
+    evaluation = experiment.evaluation
+    if document:
+        batch = experiment.task.example(name, number, evaluation.seed)
+    else:
+        rows = experiment.task.rows(name, max(number + 1, evaluation.examples), evaluation.seed)
+        if number >= len(rows):
+            raise ConfigurationError(
+                f"{option} {number}: {name} has {len(rows)}, counted from 0; the closest is {len(rows) - 1}."
+            )
+        batch = rows.take(number, number + 1)
     return Example(folder, trained, name, number, batch)
 
 

@@ -1,8 +1,8 @@
 """Drawing the next token.
 
-Temperature T divides scores: ``p = softmax(s / T)``, at T = 0 the likeliest token. Nucleus sampling (Holtzman, Buys, Du,
-Forbes and Choi, "The Curious Case of Neural Text Degeneration", ICLR 2020, arXiv 1904.09751) then keeps the smallest
-set of the likeliest tokens whose probability reaches ``top_p``, and draws from these alone.
+Temperature T divides scores: ``p = softmax(s / T)``, at T = 0 the likeliest token. Nucleus sampling (Holtzman, Buys,
+Du, Forbes and Choi, "The Curious Case of Neural Text Degeneration", ICLR 2020, arXiv 1904.09751) then keeps the
+smallest set of the likeliest tokens whose probability reaches ``top_p``, and draws from these alone.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ class Sampler:
         if not 0 < top_p <= 1:
             raise ConfigurationError(f"--top-p {top_p:g}: must be above 0 and at most 1; 1 keeps every token.")
         if not 0 <= seed < 2**63:
-            raise ConfigurationError(f"--seed {seed}: must be from 0 to 2^63 - 1; the closest is {max(0, -seed) % 2**63}.")
+            raise ConfigurationError(
+                f"--seed {seed}: must be from 0 to 2^63 - 1; the closest is {max(0, -seed) % 2**63}."
+            )
         self.temperature, self.top_p = temperature, top_p
         self._generator = torch.Generator().manual_seed(seed)
 

@@ -237,9 +237,7 @@ class PositionEncoding(nn.Module):
         """
         raise TypeError(f"{type(self).__name__} has no content bias")
 
-    def counts(
-        self, q: Tensor, k: Tensor, scores: Tensor, features: Tensor | None, visible: Tensor
-    ) -> Counts | None:
+    def counts(self, q: Tensor, k: Tensor, scores: Tensor, features: Tensor | None, visible: Tensor) -> Counts | None:
         """What ``content_bias``, of the same arguments, counts; None if it counts nothing. To be looked at: no
         gradient."""
         return None

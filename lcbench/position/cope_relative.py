@@ -85,7 +85,5 @@ class CopeRelative(PositionEncoding):
             return bias
         return bias + self.cope.content_bias(q, k, scores, features, alignment, visible)
 
-    def counts(
-        self, q: Tensor, k: Tensor, scores: Tensor, features: Tensor | None, visible: Tensor
-    ) -> Counts | None:
+    def counts(self, q: Tensor, k: Tensor, scores: Tensor, features: Tensor | None, visible: Tensor) -> Counts | None:
         return None if self.cope is None else self.cope.counts(q, k, scores, features, visible)

@@ -236,8 +236,8 @@ class PasskeyText(Task):
             found = torch.where(place < said.shape[1], said[row, place.clamp(max=said.shape[1] - 1)], NOT_SAID)
             wrong.append((found != answer)[self._something.to(said.device)[answer]])
         error = torch.tensor(errors, device=said.device)
-        place = by_place(error, batch.facts["depth"], batch.facts["distance"])
-        return {"error": error, "token_error": torch.cat(wrong)} | place
+        split = by_place(error, batch.facts["depth"], batch.facts["distance"])
+        return {"error": error, "token_error": torch.cat(wrong)} | split
 
     def outcomes(self, batch: Batch, predictions: Tensor) -> dict[str, Tensor]:
         row = batch.scored.nonzero()[:, 0]  # [scored], row by row

@@ -43,7 +43,9 @@ class Words:
             if word not in self._ids:
                 near = closest(word, self.vocabulary)[:-1]
                 some = " ".join(self.vocabulary[:12]) + (" ..." if len(self.vocabulary) > 12 else "")
-                raise ConfigurationError(f"the prompt's word {place + 1}, {word!r}, is no symbol; {near} (of: {some}).")
+                raise ConfigurationError(
+                    f"the prompt's word {place + 1}, {word!r}, is no symbol; {near} (of: {some})."
+                )
         return np.array([self._ids[word] for word in words], np.int64)
 
     def to_bytes(self, ids: NDArray[np.int64]) -> bytes:

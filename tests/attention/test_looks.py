@@ -42,7 +42,13 @@ def layer_of(name: str, position: str) -> MultiHead:
     options = {f"position.{key}": value for key, value in POSITIONS[position].items()}
     words = [f"position={position}", *(f"{key}={value}" for key, value in options.items())]
     words += [f"attention={name}", *(f"attention.{key}={value}" for key, value in MECHANISMS[name].items())]
-    words += [f"model.d_model={WIDTH}", f"model.n_heads={HEADS}", "model.n_layers=1", f"task.length={TIME + 1}", "task=flip_flop"]
+    words += [
+        f"model.d_model={WIDTH}",
+        f"model.n_heads={HEADS}",
+        "model.n_layers=1",
+        f"task.length={TIME + 1}",
+        "task=flip_flop",
+    ]
     model = lcbench.build_model([*words, "evaluation.sets=[in_distribution]"])
     layer = model.attentions[0].double().eval()
     with torch.no_grad():

@@ -28,8 +28,10 @@ NETWORKS = {
     "transformer_xl": (*TWO, "attention=transformer_xl", "attention.segment=4", "position=transformer_xl"),
     "recurrent_memory": (*TWO, "model=recurrent_memory", "model.segment=6", "model.slots=2", "position=rope"),
     "lstm": (*SMALL, "model=lstm"),
-    "landmark": (*TWO, "attention=landmark", "attention.window=8", "attention.block=3", "dataset=landmark")
-    + ("dataset.block=3", "position=rope"),
+    "landmark": (
+        *(*TWO, "attention=landmark", "attention.window=8", "attention.block=3", "position=rope"),
+        *("dataset=landmark", "dataset.block=3"),
+    ),
     "predicted landmarks": (*TWO, "dataset=landmark", "dataset.block=4", "dataset.predicted=true", "position=rope"),
 }
 
@@ -40,7 +42,7 @@ def made(*words: str) -> tuple[Task, Model, Reader]:
     model = experiment.make_model().double().eval()
     # sharper than at the start, so that no two tokens are as likely
     with torch.no_grad():
-        getattr(model, 'decoder', model).output.weight.mul_(20)
+        getattr(model, "decoder", model).output.weight.mul_(20)
     task = experiment.task
     return task, model, Reader(model, experiment.objective, task.insertion, "cpu")
 
