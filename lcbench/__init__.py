@@ -7,6 +7,7 @@ The Python face; everything heavy is imported when first used:
     lcbench.build_attention(name, d_model=, n_heads=, position="none", **options)
     lcbench.load(run)                     a trained network and its task
     lcbench.evaluate(run, overrides)      a trained network scored elsewhere, recorded beside its run
+    lcbench.generate(run, prompt)         what it writes after a prompt, piece by piece
     lcbench.results.read(paths)           the records of runs
     lcbench.results.compare(paths)        a table of runs, as plain data
 """
@@ -22,9 +23,10 @@ _FACE = {
     "build_attention": "lcbench.composition",
     "load": "lcbench.trained",
     "evaluate": "lcbench.again",
+    "generate": "lcbench.inside.generate",
 }
 
-__all__ = ["build_attention", "build_model", "compose", "evaluate", "load"]
+__all__ = ["build_attention", "build_model", "compose", "evaluate", "generate", "load"]
 
 
 def __getattr__(name: str) -> Any:

@@ -20,6 +20,9 @@ lcbench: which mechanism remembers what it has read, and at what cost
   lcbench list [GROUP]           what there is, a line each
   lcbench show [key=value ...]   the resolved config with parameters, tokens, operations and memory; trains nothing
   lcbench show RUN               the scores of a run's folder
+  lcbench show RUN --document N  a page: a text coloured by what each of its tokens costs the network, in bits
+  lcbench show RUN --maps        what each layer and head looks at in an example: attention weights, gates of CoPE
+  lcbench generate RUN --prompt TEXT     what the trained network writes next, as it is drawn
   lcbench compare PATHS          a table of runs, one row per configuration: mean and 95 % interval over seeds, cost
   lcbench report PATHS           the same as one HTML page with figures and filters, and the record of a study
   lcbench resume RUN             continue a stopped run; with trainer.max_steps=N, a new run that goes on from it
@@ -41,6 +44,16 @@ options of report
   --by, --against, --solved    as of compare
   --experiments DIR      where studies (study.yaml) and their records are, by default ./experiments
   --wandb                the same panels as a workspace of W&B
+
+options of generate
+  --file FILE            a prompt of any length, - for the standard input; what --prompt says comes after it
+  --tokens 200           how many are written
+  --temperature 1        0 writes the likeliest token; --top-p 1, draw from the smallest set of that probability
+  --seed 0               the same seed writes the same text
+
+options of show RUN
+  --set NAME             whose documents or examples; the first of the run's evaluation sets without
+  --document N, --maps, --example N      from 0
 
 options of cost
   --lengths 1k,4k,64k    what is measured; --rounds 5, readings of each time; --clock cpu, in place of wall
@@ -64,6 +77,7 @@ examples
   lcbench report outputs/cope --output cope.html
   lcbench cost attention=sliding_window,infini --lengths 1k,4k,16k,64k --extrapolate 1e9
   lcbench evaluate outputs/flip_flop/default-1a2b3c4d evaluation.sets=[sparse] evaluation.lengths=[1k,4k]
+  lcbench generate outputs/flip_flop/default-1a2b3c4d --prompt "w 0 i 1 w 1 i 0 r" --tokens 8 --temperature 0
 """
 
 
@@ -132,7 +146,7 @@ def _dispatch(words: list[str]) -> int:
     if words and "=" not in words[0] and not words[0].startswith(("+", "~", "-")):
         verb = _verb(words.pop(0))
     for word in words:
-        if word.startswith("-") and verb not in (_compare, _report, _cost):
+        if word.startswith("-") and verb not in (_compare, _report, _cost, _generate, _show):
             raise ConfigurationError(f"{word}: no such option; {closest(word, OPTIONS)}")
     return verb(words, overlays, trust)
 
@@ -238,6 +252,10 @@ def _show(words: list[str], overlays: list[Path], trust: bool) -> int:
     from rich.console import Console
 
     console = Console(highlight=False)
+    if any(word.startswith("--") for word in words):
+        from lcbench.inside.command import show_command
+
+        return show_command(words, console, trust)
     if len(words) == 1 and "=" not in words[0]:
         from lcbench.results.evaluations import show_evaluations
         from lcbench.results.record import RunFolder
@@ -251,6 +269,12 @@ def _show(words: list[str], overlays: list[Path], trust: bool) -> int:
 
     show(console, build(compose(words, overlays)))
     return 0
+
+
+def _generate(words: list[str], overlays: list[Path], trust: bool) -> int:
+    from lcbench.inside.command import generate_command
+
+    return generate_command(words, trust)
 
 
 def _compare(words: list[str], overlays: list[Path], trust: bool) -> int:
@@ -320,6 +344,7 @@ VERBS: dict[str, Callable[[list[str], list[Path], bool], int]] = {
     "report": _report,
     "resume": _resume,
     "evaluate": _evaluate,
+    "generate": _generate,
     "verify": _verify,
     "cost": _cost,
     "doctor": _doctor,

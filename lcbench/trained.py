@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import yaml
 
 from lcbench.engine.callbacks import load_checkpoint, network_weights
+from lcbench.engine.evaluate import checkpoint_of
 from lcbench.engine.experiment import Experiment
 from lcbench.errors import ConfigurationError
 from lcbench.model.base import Model
@@ -17,10 +19,11 @@ from lcbench.results.record import RunFolder
 
 @dataclass(frozen=True)
 class Trained:
-    """A run's network with its last weights, in evaluation mode, and what it was trained on."""
+    """A run's network, in evaluation mode, and what it was trained on; ``step``: updates of its weights."""
 
     model: Model
     experiment: Experiment
+    step: int
 
 
 def experiment_of(path: Path, trust: bool = False) -> Experiment:
@@ -73,6 +76,24 @@ def load(run: str | Path, checkpoint: str = "last", trust: bool = False) -> Trai
     path = RunFolder(Path(run)).checkpoints / f"{checkpoint}.ckpt"
     if not path.exists():
         raise ConfigurationError(f"{path} does not exist: the run has not got that far.")
+    return _trained(experiment, load_checkpoint(path))
+
+
+def load_scored(run: Path, trust: bool = False) -> Trained:
+    """The network of a run as the run itself was scored, from the newest checkpoint that can be read.
+
+    Raises:
+        ConfigurationError: if there is no such run, or none of its checkpoints can be read.
+    """
+    experiment = experiment_of(run, trust)
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr)
+
+    return _trained(experiment, checkpoint_of(RunFolder(run), experiment.evaluation.checkpoint, say))
+
+
+def _trained(experiment: Experiment, content: dict[str, Any]) -> Trained:
     model = experiment.make_model()
-    model.load_state_dict(network_weights(load_checkpoint(path)))
-    return Trained(model.eval(), experiment)
+    model.load_state_dict(network_weights(content))
+    return Trained(model.eval(), experiment, content["global_step"])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from lcbench.errors import ConfigurationError
-from lcbench.position.base import LayerShape, PositionEncoding
+from lcbench.position.base import Counts, LayerShape, PositionEncoding
 
 
 @dataclass(frozen=True)
@@ -259,6 +259,20 @@ class AttentionOutput:
     measures: dict[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Looks:
+    """What queries look at: ``[batch, heads, q_time, k_time]``, in float32 at least, 0 where a pair is not visible.
+
+    Args:
+        weights: of attention: each query's sum to 1, or are 0 where it sees nothing; times the values they are what
+            the heads read.
+        counts: gates and positions, where the encoding counts.
+    """
+
+    weights: Tensor
+    counts: Counts | None
+
+
 class Attention(nn.Module, ABC):
     """How one layer reads the past.
 
@@ -324,6 +338,18 @@ class Attention(nn.Module, ABC):
             outputs.append(self(x[:, piece], dataclasses.replace(own, together=run.together), state))
             start, state = piece.stop, outputs[-1].state
         return dataclasses.replace(outputs[-1], y=torch.cat([output.y for output in outputs], 1))
+
+    def looks(self, x: Tensor, context: Context) -> Looks:
+        """What the tokens of a whole sequence ``x`` ``[batch, time, d_model]``, read as in evaluation, look at. There
+        is no padding and no document.
+
+        Raises:
+            ConfigurationError: if that is not one weight for each token before it.
+        """
+        raise ConfigurationError(
+            f"{type(self).__name__} has no map of weights: what it reads is not one softmax over the tokens before; "
+            "the closest with one are attention=full, sliding_window, transformer_xl, shifted and longt5_local."
+        )
 
     @abstractmethod
     def state_bytes(self, batch: int, length: int, dtype: torch.dtype) -> int:

@@ -16,10 +16,11 @@ from torch.autograd.function import once_differentiable
 from torch.autograd.graph import GradientEdge, get_gradient_edge, saved_tensors_hooks
 from torch.nn.functional import pad
 
+from lcbench.attention.base import Looks
 from lcbench.attention.cache import KeyValues
 from lcbench.attention.pairs import Block, Pairs
 from lcbench.attention.precision import without_autocast
-from lcbench.position.base import Alignment, PositionEncoding
+from lcbench.position.base import Alignment, Counts, PositionEncoding
 
 #: pairs of query and key that one block holds at a time: its tensors then fit a CPU's cache
 _PAIRS = 3 * 2**17
@@ -235,6 +236,30 @@ def attention_received(
             counts = asked[block.batch, None, block.rows, None] & weighed.visible
             total[block.of_keys] += weighed.normalised.weights.masked_fill(~counts, 0).sum(2)
     return total
+
+
+@torch.compiler.disable
+def attention_looks(run: Run, q: Tensor, keys: KeyValues, rotated_q: Tensor, rotated_k: Tensor) -> Looks:
+    """The weights of every pair, and what was counted for it, block by block as the output is made of them."""
+    inputs = _inputs(run, q, keys, rotated_q, rotated_k)
+    shape = (*q.shape[:3], keys.length)
+    weights, gates, positions = (
+        q.new_zeros(shape, dtype=torch.promote_types(q.dtype, torch.float32)) for _ in range(3)
+    )
+    counts = None
+    with without_autocast(q.device):
+        for block in run.blocks(q, keys.k):
+            weighed = run.weigh(inputs, block, differentiable=False)
+            place = (block.batch, slice(None), block.rows, block.columns)
+            weights[place] = weighed.normalised.weights.masked_fill(~weighed.visible, 0)
+            if not run.reads_content:
+                continue
+            read = weighed.read
+            scores = read.get("scores", weights.new_empty(0))
+            counts = run.position.counts(read["q"], read["k"], scores, read.get("features"), weighed.visible)
+            if counts is not None:
+                gates[place], positions[place] = counts.gates, counts.positions
+    return Looks(weights, None if counts is None else Counts(gates, positions))
 
 
 def _inputs(

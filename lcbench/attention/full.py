@@ -13,10 +13,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lcbench.attention.base import AttentionOutput, Context, Run, State
+from lcbench.attention.base import AttentionOutput, Context, Looks, Run, State
 from lcbench.attention.cache import KeyValues
 from lcbench.attention.multi_head import MultiHead
-from lcbench.attention.scoring import attend
+from lcbench.attention.scoring import attend, looks
 
 
 class Full(MultiHead):
@@ -54,6 +54,11 @@ class Full(MultiHead):
                 seen = keys.until(before + stop)
                 outputs[number] = attend(some, own, seen, self.position, causal=False, dropout=self.dropped)
         return AttentionOutput(self.merge(torch.cat(outputs, 2)), keys)
+
+    def looks(self, x: Tensor, context: Context) -> Looks:
+        """See ``Attention.looks``."""
+        q, keys = self.project(x, context)
+        return looks(q, context, keys, self.position)
 
     def state_bytes(self, batch: int, length: int, dtype: torch.dtype) -> int:
         """Keys, values and features of every token, and its position."""

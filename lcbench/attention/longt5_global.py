@@ -36,7 +36,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, rms_norm
 
-from lcbench.attention.base import Attention, AttentionOutput, Context, State
+from lcbench.attention.base import Attention, AttentionOutput, Context, Looks, State
 from lcbench.attention.cache import KeyValues, along_time
 from lcbench.attention.gathered import Gathering, Part, gather, refuse_counting, weigh
 from lcbench.attention.longt5_local import LongT5Local
@@ -139,6 +139,10 @@ class LongT5Global(LongT5Local):
         order = context.padding.long().argsort(dim=1, stable=True)  # [batch, time], tokens first
         output = self._read(along_time(x, order), context.map(lambda tensor: tensor.gather(1, order)), before)
         return dataclasses.replace(output, y=along_time(output.y, order.argsort(dim=1)))
+
+    def looks(self, x: Tensor, context: Context) -> Looks:
+        """See ``Attention.looks``: summaries of blocks are no tokens."""
+        return Attention.looks(self, x, context)
 
     def _read(self, x: Tensor, context: Context, state: TransientState | None) -> AttentionOutput:
         """The same of tokens that stand before all padding."""

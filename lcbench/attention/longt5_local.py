@@ -22,11 +22,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lcbench.attention.base import AttentionOutput, Context, State
+from lcbench.attention.base import AttentionOutput, Context, Looks, State
 from lcbench.attention.cache import KeyValues
 from lcbench.attention.multi_head import MultiHead
 from lcbench.attention.reach import Window
-from lcbench.attention.scoring import attend
+from lcbench.attention.scoring import attend, looks
 from lcbench.errors import ConfigurationError
 from lcbench.position.base import LayerShape, PositionEncoding
 from lcbench.units import Length
@@ -74,6 +74,11 @@ class LongT5Local(MultiHead):
         causal, reach = not self.both_ways(context), Window(self.radius + 1)
         o = attend(q, context, keys, self.position, causal=causal, reach=reach, dropout=self.dropped)
         return AttentionOutput(self.merge(o), keys.recent(self.radius))
+
+    def looks(self, x: Tensor, context: Context) -> Looks:
+        """See ``Attention.looks``."""
+        q, keys = self.project(x, context)
+        return looks(q, context, keys, self.position, reach=Window(self.radius + 1))
 
     def state_bytes(self, batch: int, length: int, dtype: torch.dtype) -> int:
         """Keys, values and features of the last r tokens, and their positions."""

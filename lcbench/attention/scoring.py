@@ -21,9 +21,9 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
-from lcbench.attention.base import Context
+from lcbench.attention.base import Context, Looks
 from lcbench.attention.cache import KeyValues, along_time
-from lcbench.attention.explicit import Run, attention_received, explicit, explicit_part
+from lcbench.attention.explicit import Run, attention_looks, attention_received, explicit, explicit_part
 from lcbench.attention.flash import Flash
 from lcbench.attention.pairs import Block, Pairs
 from lcbench.attention.reach import Reach, Segment
@@ -171,12 +171,31 @@ def received(q: Tensor, context: Context, keys: KeyValues, position: PositionEnc
     Returns:
         ``[batch, heads, k_time]``, in float32 at least.
     """
-    pairs = Pairs.of(context, keys, True, None)
-    rotated = position.rotate(q, keys.k, context.positions, keys.positions)
-    has_bias = type(position).position_bias is not PositionEncoding.position_bias
-    run = Run(pairs, position, position.reads_content(keys.positions), has_bias, 0.0, 0, False)
+    run, rotated = _to_look_at(q, context, keys, position, None)
     asked = torch.ones_like(context.positions, dtype=torch.bool) if context.padding is None else ~context.padding
     return attention_received(run, q, keys, *rotated, asked)
+
+
+@torch.no_grad()
+def looks(
+    q: Tensor, context: Context, keys: KeyValues, position: PositionEncoding, *, reach: Reach | None = None
+) -> Looks:
+    """What ``attend``, of the same arguments and causal, weighs values by; numbers without gradient.
+
+    Of the size of all pairs: for an example to be looked at. There is no padding where ``reach`` is given.
+    """
+    run, rotated = _to_look_at(q, context, keys, position, reach)
+    return attention_looks(run, q, keys, *rotated)
+
+
+def _to_look_at(
+    q: Tensor, context: Context, keys: KeyValues, position: PositionEncoding, reach: Reach | None
+) -> tuple[Run, tuple[Tensor, Tensor]]:
+    """A causal call of the explicit path without dropout, and rotated queries and keys."""
+    pairs = Pairs.of(context, keys, True, reach)
+    rotated = position.rotate(q, keys.k, context.positions, keys.positions)
+    has_bias = type(position).position_bias is not PositionEncoding.position_bias
+    return Run(pairs, position, position.reads_content(keys.positions), has_bias, 0.0, 0, False), rotated
 
 
 #: ``(q, k, v, mask or None, causal, dropout) -> o`` and perhaps the normaliser, all with time as axis 2

@@ -26,11 +26,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lcbench.attention.base import AttentionOutput, Context, State
+from lcbench.attention.base import AttentionOutput, Context, Looks, State
 from lcbench.attention.cache import KeyValues
 from lcbench.attention.multi_head import MultiHead
 from lcbench.attention.reach import Segment
-from lcbench.attention.scoring import attend
+from lcbench.attention.scoring import attend, looks
 from lcbench.errors import ConfigurationError
 from lcbench.position.base import LayerShape, PositionEncoding
 from lcbench.units import Length
@@ -132,6 +132,11 @@ class Shifted(MultiHead):
         folded = KeyValues.of(fold(own.k), fold(own.v), features, at)
         o = attend(fold(q[:, heads]), at, folded, self.position.of_heads(heads), dropout=self.dropped)
         return o.unflatten(0, (-1, groups)).transpose(1, 2).flatten(2, 3).roll(self.group // 2, 2)
+
+    def looks(self, x: Tensor, context: Context) -> Looks:
+        """See ``Attention.looks``."""
+        q, keys = self.project(x, context)
+        return looks(q, context, keys, self.position)
 
     def state_bytes(self, batch: int, length: int, dtype: torch.dtype) -> int:
         """Keys, values and features of every token, and its position; in training of the last G - 1."""

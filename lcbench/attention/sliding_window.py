@@ -12,11 +12,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lcbench.attention.base import AttentionOutput, Context, State
+from lcbench.attention.base import AttentionOutput, Context, Looks, State
 from lcbench.attention.cache import KeyValues
 from lcbench.attention.multi_head import MultiHead
 from lcbench.attention.reach import Window
-from lcbench.attention.scoring import attend
+from lcbench.attention.scoring import attend, looks
 from lcbench.errors import ConfigurationError
 from lcbench.position.base import LayerShape, PositionEncoding
 from lcbench.units import Length
@@ -49,6 +49,11 @@ class SlidingWindow(MultiHead):
             keys = state.append(keys)
         o = attend(q, context, keys, self.position, reach=Window(self.window), dropout=self.dropped)
         return AttentionOutput(self.merge(o), keys.recent(self.window - 1))
+
+    def looks(self, x: Tensor, context: Context) -> Looks:
+        """See ``Attention.looks``."""
+        q, keys = self.project(x, context)
+        return looks(q, context, keys, self.position, reach=Window(self.window))
 
     def state_bytes(self, batch: int, length: int, dtype: torch.dtype) -> int:
         """Keys, values and features of the last ``window - 1`` tokens, and their positions."""

@@ -25,11 +25,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lcbench.attention.base import AttentionOutput, Context, State
+from lcbench.attention.base import AttentionOutput, Context, Looks, State
 from lcbench.attention.cache import Cache, KeyValues
 from lcbench.attention.multi_head import MultiHead
 from lcbench.attention.reach import Reach, Segment, Window
-from lcbench.attention.scoring import attend
+from lcbench.attention.scoring import attend, looks
 from lcbench.errors import ConfigurationError
 from lcbench.position.base import LayerShape, PositionEncoding
 from lcbench.units import Length
@@ -120,6 +120,11 @@ class TransformerXL(MultiHead):
             padding=facts.padding,
             consecutive=facts.consecutive,
         )
+
+    def looks(self, x: Tensor, context: Context) -> Looks:
+        """See ``Attention.looks``."""
+        keys = self.keys_of(x, HiddenStates.of(x, context))
+        return looks(self.split(self.q(x)), context, keys, self.position, reach=self.reach)
 
     def state_bytes(self, batch: int, length: int, dtype: torch.dtype) -> int:
         """Hidden states and positions of the memory and all but one of the segment's tokens; of M - 1 tokens with the

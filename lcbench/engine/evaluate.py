@@ -11,6 +11,7 @@ import json
 import logging
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def evaluate(experiment: Experiment, folder: RunFolder, slug: str, console: Cons
     Raises:
         ConfigurationError: if the run has no such checkpoint, or another process makes the same evaluation.
     """
-    content = _checkpoint(folder, experiment.evaluation.checkpoint, console)
+    content = checkpoint_of(folder, experiment.evaluation.checkpoint, lambda line: console.print(line, soft_wrap=True))
     digest = _identity(experiment, content["global_step"])
     same = sorted(folder.evaluations.glob(f"*-{digest}.json"))
     path = same[0] if same else folder.evaluations / f"{slug[:80] or 'default'}-{digest}.json"
@@ -75,9 +76,14 @@ def evaluate(experiment: Experiment, folder: RunFolder, slug: str, console: Cons
         return _Evaluation(experiment, folder, path, content, console, before).execute()
 
 
-def _checkpoint(folder: RunFolder, name: str, console: Console) -> dict[str, Any]:
+def checkpoint_of(folder: RunFolder, name: str, say: Callable[[str], None]) -> dict[str, Any]:
+    """The content of a run's checkpoint: last, or the newest that can be read, or best.
+
+    Raises:
+        ConfigurationError: if there is none that can be read.
+    """
     if name == "last":
-        path, content = newest_checkpoint(folder, lambda line: console.print(line, soft_wrap=True))
+        path, content = newest_checkpoint(folder, say)
         if path is not None:
             return content
         raise ConfigurationError(f"{folder.path} has no checkpoint that can be read: it has not been trained so far.")

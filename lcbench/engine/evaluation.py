@@ -10,8 +10,9 @@ import torch
 from lcbench.attention.base import State
 from lcbench.dataset.base import Batch
 from lcbench.engine.experiment import Experiment
+from lcbench.engine.generation import CHUNK, Reader, prompts_of, speak, without_landmarks
 from lcbench.engine.progress import Progress
-from lcbench.engine.streaming import CHUNK, stream_score
+from lcbench.engine.streaming import stream_score
 from lcbench.engine.tally import Judge, autocast, facts_of, judged
 from lcbench.model.base import Model
 from lcbench.objective.base import Objective
@@ -39,6 +40,7 @@ def score(
         objective: what ``model`` was trained on: makes predictions of its outputs.
         chunk: tokens fed at a time where the set is one that is streamed.
         segment: tokens read at once, each segment by itself, with the objective's memory carried; None: all of them.
+            Not of sets that a model answers by itself.
         tick: called with the number of examples done after every batch.
 
     Returns:
@@ -58,13 +60,19 @@ def score(
             precision=precision,
         ).scores
     rows, tally = task.rows(evaluation_set, examples, seed), task.tally(evaluation_set)
+    spoken = task.spoken(evaluation_set)
     was_training = model.training
     model.eval()
     try:
         with torch.inference_mode(), autocast(device, precision):
             for start, stop in rows.batches(batch_size):
                 batch = rows.take(start, stop).to(device)
-                tally.add(batch, read(model, objective, batch, task.judge, segment))
+                if spoken is None:
+                    tally.add(batch, read(model, objective, batch, task.judge, segment))
+                else:
+                    batch = without_landmarks(batch, task.insertion)
+                    reader = Reader(model, objective, task.insertion, device)
+                    tally.add(batch, speak(reader, reader.read(*prompts_of(batch)), spoken))
                 tick(len(batch))
     finally:
         model.train(was_training)

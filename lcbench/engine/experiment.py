@@ -78,6 +78,12 @@ class Experiment:
             ConfigurationError: if they do not.
         """
         lengths = {name: self._token_length(name) for name in self.evaluation_sets()}
+        for name in self.evaluation_sets():
+            if self.evaluation.segment is not None and self.task.spoken(name):
+                raise ConfigurationError(
+                    f"evaluation.segment={self.evaluation.segment}: evaluation set {name} is answered after the whole "
+                    "prompt, not read in segments; the closest that works is evaluation.segment=null."
+                )
         with torch.device("meta"):
             model = self.make_model()
         feeding_of(self.trainer, model)

@@ -18,13 +18,11 @@ from lcbench.attention.base import State
 from lcbench.cost.memory import give_back_memory, large_tensors_apart, peak_memory_bytes, reset_peak_memory
 from lcbench.dataset.base import Batch
 from lcbench.dataset.synthetic import narrow, widen
+from lcbench.engine.generation import Reader, prompts_of, speak, without_landmarks
 from lcbench.engine.tally import Judge, autocast, facts_of, judged
 from lcbench.model.base import Model, ModelState
 from lcbench.objective.base import Objective
 from lcbench.task.base import Task
-
-#: tokens fed at a time unless told otherwise
-CHUNK = 4096
 
 
 @dataclass(frozen=True)
@@ -34,6 +32,7 @@ class Streamed:
         scores: as ``evaluation.score`` returns them.
         costs: ``seconds`` of reading one example (prefill), ``tokens_per_second`` over all examples of a batch,
             ``state_bytes`` of one example at its end, ``peak_memory_bytes`` of the process while the set was scored.
+            Where the model answers by itself, the first three are of the prompt.
     """
 
     scores: dict[str, float]
@@ -60,6 +59,7 @@ def stream_score(
         tick: called with the number of tokens done after every piece.
     """
     drawn, tally = task.rows(evaluation_set, examples, seed), task.tally(evaluation_set)
+    spoken = task.spoken(evaluation_set)
     seconds, tokens, state_bytes = 0.0, 0, 0
     batches = 0
     give_back_memory()
@@ -72,11 +72,22 @@ def stream_score(
                 # one at a time: all of them in full width would be several times as much
                 batch = Batch.concatenate([drawn.take(row, row + 1).map(narrow) for row in range(start, stop)])
                 give_back_memory()
+                state: ModelState | None
                 began = time.perf_counter()
-                values, state = _read(model, objective, batch, task.judge, chunk, device, tick)
-                seconds += time.perf_counter() - began
+                if spoken is None:
+                    values, state = read_in_pieces(model, objective, batch, task.judge, chunk, device, tick)
+                    seconds += time.perf_counter() - began
+                    tokens += batch.tokens.numel()
+                else:
+                    batch = without_landmarks(batch, task.insertion)
+                    reader = Reader(model, objective, task.insertion, device, chunk)
+                    prompts, padding = prompts_of(batch)
+                    scores, state = reader.read(prompts, padding, tick), reader.state
+                    seconds += time.perf_counter() - began
+                    tokens += prompts.numel()
+                    values = speak(reader, scores, spoken).to(batch.tokens.device)
+                assert state is not None
                 batches += 1
-                tokens += batch.tokens.numel()
                 state_bytes = max(state_bytes, state.nbytes // len(batch))
                 tally.add(_scorable(batch), widen(values))
     finally:
@@ -97,16 +108,21 @@ def _scorable(batch: Batch) -> Batch:
     return replace(replace(batch, tokens=batch.tokens[:, :0]).map(widen), tokens=batch.tokens)
 
 
-def _read(
+def read_in_pieces(
     model: Model,
     objective: Objective,
     batch: Batch,
     judge: Judge,
     chunk: int,
     device: str,
-    tick: Callable[[int], None],
+    tick: Callable[[int], None] = lambda done: None,
 ) -> tuple[Tensor, ModelState]:
-    """What ``judge`` makes of the scores where they are scored, 0 elsewhere, ``[batch, time]``, and the last state."""
+    """What ``judge`` makes of the scores where they are scored, 0 elsewhere, ``[batch, time]``, and the last state.
+
+    Args:
+        chunk: tokens of a row that are fed at a time, with the state handed on.
+        tick: called with the number of tokens done after every piece.
+    """
     time = batch.tokens.shape[1]
     parts = []
     state: ModelState | None = None

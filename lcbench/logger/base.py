@@ -6,6 +6,7 @@ lcbench's own metrics.csv and result.json are the source of truth; a logger that
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,6 +70,11 @@ class RunLogger(ABC):
 
     def finished_before(self, facts: RunFacts, result: dict[str, Any]) -> str | None:
         """Told of a run that is asked for again; returns one line for the user, or None."""
+        return None
+
+    def log_figures(self, facts: RunFacts, figures: Mapping[str, Path]) -> str | None:
+        """Take SVG files, by name, that were made of a finished run; ``facts`` are those of a page of their own.
+        Returns one line for the user, or None. Here nothing is kept."""
         return None
 
     def finish_sweep(self, facts: SweepFacts, comparison: Comparison) -> str | None:

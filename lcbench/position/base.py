@@ -119,6 +119,19 @@ def spread(by_distance: Tensor, q_time: int) -> Tensor:
     return by_distance.unfold(-1, by_distance.shape[-1] - q_time + 1, 1).flip(-2)
 
 
+@dataclass(frozen=True)
+class Counts:
+    """What contextual positions were made of, all ``[batch, heads, q_time, k_time]``.
+
+    Args:
+        gates: how much each key counts for each query, from 0 to 1; 0 where a pair is hidden.
+        positions: of each key, what was counted from it to the query.
+    """
+
+    gates: Tensor
+    positions: Tensor
+
+
 class PositionEncoding(nn.Module):
     """How order enters attention. A subclass overrides only what it changes; this class itself encodes nothing.
 
@@ -223,3 +236,8 @@ class PositionEncoding(nn.Module):
             Autocast is off: parameters are to be cast to the dtype of ``q`` or of ``scores``.
         """
         raise TypeError(f"{type(self).__name__} has no content bias")
+
+    def counts(self, q: Tensor, k: Tensor, scores: Tensor, features: Tensor | None, visible: Tensor) -> Counts | None:
+        """What ``content_bias``, of the same arguments, counts; None if it counts nothing. To be looked at: no
+        gradient."""
+        return None

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lcbench.errors import ConfigurationError
-from lcbench.position.base import Alignment, LayerShape, PositionEncoding
+from lcbench.position.base import Alignment, Counts, LayerShape, PositionEncoding
 
 
 class Cope(PositionEncoding):
@@ -95,18 +95,43 @@ class Cope(PositionEncoding):
         alignment: Alignment,
         visible: Tensor,
     ) -> Tensor:
-        return self.count(q, scores if features is None else gate_product(q, features, scores.dtype, visible))
+        return self.count(q, self._compared(q, scores, features, visible))
+
+    def counts(self, q: Tensor, k: Tensor, scores: Tensor, features: Tensor | None, visible: Tensor) -> Counts:
+        return self.counted(self._compared(q, scores, features, visible))
+
+    def _compared(self, q: Tensor, scores: Tensor, features: Tensor | None, visible: Tensor) -> Tensor:
+        return scores if features is None else gate_product(q, features, scores.dtype, visible)
 
     def count(self, q: Tensor, compared: Tensor) -> Tensor:
         """b, scaled, where gates are sigmoids of ``compared``; both ``[batch, heads, q_time, k_time]``."""
-        t = compared if self._gate_scale == 1 else compared * self._gate_scale
-        return _Counted.apply(t, q * self._bias_scale, self.table)
+        return _Counted.apply(self._gated(compared), q * self._bias_scale, self.table)
+
+    def counted(self, compared: Tensor) -> Counts:
+        """The gates and positions that ``count`` reads its bias off."""
+        gates = self._gated(compared).sigmoid()
+        return Counts(gates, positions_of(gates, self.p_max - 1))
+
+    def _gated(self, compared: Tensor) -> Tensor:
+        """What gates are the sigmoids of."""
+        return compared if self._gate_scale == 1 else compared * self._gate_scale
 
 
 def gate_product(q: Tensor, k: Tensor, dtype: torch.dtype, visible: Tensor) -> Tensor:
     """``c * q . k``, very negative where a pair is hidden: ``[batch, heads, q_time, k_time]``."""
     product = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2)).to(dtype)
     return product.masked_fill(~visible, torch.finfo(dtype).min)
+
+
+def positions_of(gates: Tensor, last: int) -> Tensor:
+    """``p_ij``, counted from the right and at most ``last``, of gates ``[..., q_time, k_time]``."""
+    counted = gates.cumsum(-1)
+    position = torch.empty_like(gates)  # sum over keys j, j+1, ...: never negative, since ``counted`` never falls
+    position[..., :1] = counted[..., -1:]
+    torch.sub(counted[..., -1:], counted[..., :-1], out=position[..., 1:])
+    if last < gates.shape[-1]:
+        position.clamp_(max=last)
+    return position
 
 
 class _Counted(torch.autograd.Function):
@@ -121,13 +146,8 @@ class _Counted(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, t: Tensor, q: Tensor, table: Tensor) -> Tensor:
         gates = t.sigmoid()
-        counted = gates.cumsum(-1)
-        position = torch.empty_like(gates)  # sum over keys j, j+1, ...: never negative, since ``counted`` never falls
-        position[..., :1] = counted[..., -1:]
-        torch.sub(counted[..., -1:], counted[..., :-1], out=position[..., 1:])
         last = len(table) - 1
-        if last < t.shape[-1]:
-            position.clamp_(max=last)
+        position = positions_of(gates, last)
         highest, whole = min(last, t.shape[-1]), position
         if t.untyped_storage().device.type == "cpu":  # not so for tensors without data, whose cost is being counted
             found = float(position[..., 0].max())  # the first key has the largest count of its row

@@ -15,7 +15,7 @@ from typing import Literal
 from torch import Tensor
 
 from lcbench.errors import ConfigurationError
-from lcbench.position.base import Alignment, LayerShape, PositionEncoding
+from lcbench.position.base import Alignment, Counts, LayerShape, PositionEncoding
 from lcbench.position.cope import Cope
 from lcbench.position.relative import Relative
 
@@ -84,3 +84,6 @@ class CopeRelative(PositionEncoding):
         if self.cope is None:
             return bias
         return bias + self.cope.content_bias(q, k, scores, features, alignment, visible)
+
+    def counts(self, q: Tensor, k: Tensor, scores: Tensor, features: Tensor | None, visible: Tensor) -> Counts | None:
+        return None if self.cope is None else self.cope.counts(q, k, scores, features, visible)

@@ -13,7 +13,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from lcbench.position.base import Alignment, LayerShape, PositionEncoding
+from lcbench.position.base import Alignment, Counts, LayerShape, PositionEncoding
 from lcbench.position.cope import Cope, gate_product
 from lcbench.position.rope import Pairing, Rope
 
@@ -78,5 +78,10 @@ class CopeRope(PositionEncoding):
         alignment: Alignment,
         visible: Tensor,
     ) -> Tensor:
-        compared = gate_product(q, k if features is None else features, scores.dtype, visible)
-        return self.cope.count(q, compared)
+        return self.cope.count(q, self._compared(q, k, scores, features, visible))
+
+    def counts(self, q: Tensor, k: Tensor, scores: Tensor, features: Tensor | None, visible: Tensor) -> Counts:
+        return self.cope.counted(self._compared(q, k, scores, features, visible))
+
+    def _compared(self, q: Tensor, k: Tensor, scores: Tensor, features: Tensor | None, visible: Tensor) -> Tensor:
+        return gate_product(q, k if features is None else features, scores.dtype, visible)

@@ -4,22 +4,41 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
 
 from lcbench.corpus.documents import Watcher
 from lcbench.dataset.base import TRAIN, Batch
+from lcbench.dataset.insertion import Insertion
 from lcbench.dataset.synthetic import Examples, Rows
 from lcbench.errors import ConfigurationError, closest
 from lcbench.lengths import parse_length
+from lcbench.task.spelling import Spelling, Words
 from lcbench.task.tally import Outcomes, Tally
 
 #: fresh examples of the training distribution
 IN_DISTRIBUTION = "in_distribution"
+#: stands where a model that answers by itself has said nothing
+NOT_SAID = -1
 
 _LENGTH_SET = re.compile(r"(?:(?P<base>\w+?)_)?length_(?:(?P<times>\d+)x|(?P<tokens>\d+[kM]?))")
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """An answer that a model gives by itself: greedily, token after token, after the prompt alone.
+
+    Args:
+        tokens: said at most.
+        settled: of what rows have said so far, ids ``[batch, time]`` with ``NOT_SAID`` behind an end, whether nothing
+            that would follow changes the score: bool ``[batch]``.
+    """
+
+    tokens: int
+    settled: Callable[[Tensor], Tensor]
 
 
 class Task(ABC):
@@ -43,6 +62,8 @@ class Task(ABC):
     positions_needed: int = 1
     #: the evaluation sets a run is scored on unless told otherwise
     evaluation_sets: tuple[str, ...]
+    #: how landmarks are put into what a model reads; None: there are none
+    insertion: Insertion | None = None
 
     @abstractmethod
     def sample(self, rng: np.random.Generator, n: int, evaluation_set: str) -> Batch:
@@ -76,9 +97,27 @@ class Task(ABC):
         """What a model is scored on: here the first ``examples`` that ``sample`` draws."""
         return Examples(self, seed, evaluation_set, examples)
 
+    def example(self, evaluation_set: str, number: int, seed: int) -> Batch:
+        """One example by itself, from 0; of a text, a whole document.
+
+        Raises:
+            ConfigurationError: if there are fewer.
+        """
+        return self.rows(evaluation_set, number + 1, seed).take(number, number + 1)
+
     def streams(self, evaluation_set: str) -> bool:
         """Whether the set is defined as being read a piece at a time, with the state carried on."""
         return False
+
+    def spoken(self, evaluation_set: str) -> Spoken | None:
+        """How a model answers by itself, if the set is scored so: then ``tally`` is told of ids ``[batch, time]`` with
+        ``NOT_SAID``. None: each token is judged with the right ones before it (teacher forcing)."""
+        return None
+
+    @property
+    def spelling(self) -> Spelling:
+        """How tokens are written: here as the words of the vocabulary."""
+        return Words(self.vocabulary)
 
     def judge(self, scores: Tensor, targets: Tensor) -> Tensor:
         """What is kept of the scores of the next token, ``[batch, time, vocabulary]``, given the right ones

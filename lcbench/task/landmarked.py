@@ -12,7 +12,8 @@ from lcbench.corpus.documents import Watcher
 from lcbench.dataset.base import TRAIN, Batch
 from lcbench.dataset.insertion import Insertion
 from lcbench.dataset.synthetic import Rows
-from lcbench.task.base import Task
+from lcbench.task.base import Spoken, Task
+from lcbench.task.spelling import Spelling
 from lcbench.task.tally import Tally
 
 
@@ -26,7 +27,7 @@ class Landmarked(Task):
 
     def __init__(self, task: Task, insertion: Insertion) -> None:
         self.task = task
-        self.insertion = insertion
+        self.insertion: Insertion = insertion
         self.vocabulary = (*task.vocabulary, "<landmark>")
         self.length = self.token_length(TRAIN)
         self.headline = task.headline
@@ -58,6 +59,10 @@ class Landmarked(Task):
         """See ``Task.rows``."""
         return _Rows(self.task.rows(evaluation_set, examples, seed), self.insertion)
 
+    def example(self, evaluation_set: str, number: int, seed: int) -> Batch:
+        """See ``Task.example``."""
+        return self.insertion.insert(self.task.example(evaluation_set, number, seed))
+
     def streams(self, evaluation_set: str) -> bool:
         """See ``Task.streams``."""
         return self.task.streams(evaluation_set)
@@ -67,8 +72,20 @@ class Landmarked(Task):
         return self.task.judge(scores, targets)
 
     def tally(self, evaluation_set: str) -> Tally:
-        """See ``Task.tally``: that of the task without landmarks."""
-        return _Tally(self.task.tally(evaluation_set), self.insertion, len(self.task.vocabulary))
+        """See ``Task.tally``: that of the task without landmarks; what was said by itself has none."""
+        tally = self.task.tally(evaluation_set)
+        if self.task.spoken(evaluation_set):
+            return tally
+        return _Tally(tally, self.insertion, len(self.task.vocabulary))
+
+    def spoken(self, evaluation_set: str) -> Spoken | None:
+        """See ``Task.spoken``."""
+        return self.task.spoken(evaluation_set)
+
+    @property
+    def spelling(self) -> Spelling:
+        """See ``Task.spelling``: a landmark cannot be written."""
+        return self.task.spelling
 
     def prepare(self, watcher: Watcher) -> dict[str, str | int]:
         """See ``Task.prepare``."""

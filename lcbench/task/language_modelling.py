@@ -176,6 +176,18 @@ class LanguageModelling(Task):
         """See ``Task.rows``; which documents they are is not drawn, so ``seed`` changes nothing."""
         return TextRows(self, *self._parsed(evaluation_set), targets=examples * self.length)
 
+    def example(self, evaluation_set: str, number: int, seed: int) -> Batch:
+        """See ``Task.example``: a document of the set's part of the corpus, as far as evaluation reads it; ``seed``
+        changes nothing."""
+        numbers = self.numbers(self._parsed(evaluation_set)[0])
+        if number >= len(numbers):
+            raise refuse("--document", number, f"is none of {len(numbers)}, counted from 0", len(numbers) - 1)
+        chosen = numbers[number : number + 1]
+        targets = self.documents.lengths[chosen] - 1
+        if self.max_document is not None:
+            targets = np.minimum(targets, self.max_document)
+        return self._batch(chosen, np.zeros(1, np.int64), targets, np.zeros(1, np.int64))
+
     def judge(self, scores: Tensor, targets: Tensor) -> Tensor:
         """``-ln p(target)``, in 32 bits at least, ``[batch, time]``."""
         wide = scores if scores.dtype == torch.float64 else scores.float()
@@ -183,6 +195,11 @@ class LanguageModelling(Task):
 
     def tally(self, evaluation_set: str) -> Likelihood:
         return Likelihood(mean_of_documents=self._parsed(evaluation_set)[1] == "truncated_document")
+
+    @property
+    def spelling(self) -> Tokenizer:
+        """See ``Task.spelling``."""
+        return self.tokenizer
 
     def describe(self, batch: Batch, row: int) -> str:
         """The text of a row."""

@@ -6,21 +6,22 @@ protocols of that paper, of LongLoRA and of Infini-attention; ``needles`` has RU
     ... The sky is blue. The pass key is 9054. Remember it. 9054 is the pass key. The grass is green. ...
     What is the pass key? The pass key is| 9054
 
-The model reads the prompt and, one after another, the right tokens of the answer; each is predicted by the highest
-score after the right ones before it (teacher forcing). What that says of a model that generates greedily:
+- ``landmark``: the model reads the prompt alone and generates greedily, up to 100 tokens as in the paper (10 in its
+  script), or as many as a table of positions has places for, at least those of the answer. The first run of digits, as
+  an integer, is the key or not, as the protocol has it. ``token_error``: of the key's tokens, those that do not stand
+  in their place, where the key was to follow at once.
+
+For the others the model also reads, one after another, the right tokens of the answer; each is predicted by the
+highest score after the right ones before it (teacher forcing). What that says of a model that generates greedily:
 
 - ``longlora``: an answer counts if all its tokens are right, the space included. This is the protocol's rule exactly.
-- ``landmark``: its first token is the space, then the key's, and what is predicted after the last must not begin with
-  a digit. Then generation says the key and ends it, so the first run of digits is the key: a right answer is right by
-  the protocol. The converse fails where generation would say something else before the key: ``error`` is an upper
-  bound.
 - ``infini``: ``token_error`` is one minus the protocol's accuracy over the key's tokens, with the right tokens before
   each; the source does not say whether its own were generated or given.
 - RULER: each value counts by itself, with the comma or space before it. Up to the first wrong value, generation says
   the same; behind it, the right values before are given. For single values ``error`` is an upper bound of one minus
   the protocol's score, for several ones an estimate.
 
-Texts that were generated are scored by the functions in ``prompts``: ``landmark_correct``, ``longlora_correct``,
+Any text that was generated is scored by the functions in ``prompts``: ``landmark_correct``, ``longlora_correct``,
 ``infini_accuracy``, ``ruler_score``.
 """
 
@@ -37,16 +38,22 @@ from torch import Tensor
 from lcbench.dataset.base import TRAIN, Batch
 from lcbench.errors import ConfigurationError
 from lcbench.lengths import parse_length
-from lcbench.task.base import IN_DISTRIBUTION, Task, refuse
+from lcbench.task.base import IN_DISTRIBUTION, NOT_SAID, Spoken, Task, refuse
 from lcbench.task.cell import Cell, parse_cell
 from lcbench.task.needles import RULER, read_needles
 from lcbench.task.place import by_place
-from lcbench.task.prompts import PASSKEYS, STOP, Prompt, PromptFamily, pieces, read_passkey
+from lcbench.task.prompts import PASSKEYS, STOP, Prompt, PromptFamily, landmark_correct, pieces, read_passkey
+from lcbench.task.tally import Outcomes, Tally
 from lcbench.tokenizer.base import Tokenizer
 from lcbench.tokenizer.bytes import Bytes
 from lcbench.units import Length
 
+#: tokens that a model says where the landmark protocol scores it
+SAID = 100
+
 FAMILIES: dict[str, PromptFamily[Any]] = {**PASSKEYS, **RULER}
+#: a run of digits and what ends it
+_ENDED = re.compile(r"[0-9][^0-9]")
 _FILLER = re.compile(r"(?P<family>landmark|longlora)_filler_(?P<characters>\d+[kM]?)")
 
 
@@ -202,6 +209,36 @@ class PasskeyText(Task):
             solved[row, start : start + len(said)] = torch.from_numpy(said[:room]).to(tokens.device)
         return solved
 
+    def spoken(self, evaluation_set: str) -> Spoken | None:
+        """See ``Task.spoken``: by the landmark protocol, until the first run of digits has ended."""
+        cell, _ = self._cell(evaluation_set)
+        return Spoken(SAID, self._settled) if (cell.base or self.protocol) == "landmark" else None
+
+    def tally(self, evaluation_set: str) -> Tally:
+        """See ``Task.tally``."""
+        return Outcomes(self.outcomes if self.spoken(evaluation_set) is None else self.said_outcomes)
+
+    def _settled(self, said: Tensor) -> Tensor:
+        return torch.tensor([_ENDED.search(text) is not None for text in self._texts(said)], device=said.device)
+
+    def _texts(self, said: Tensor) -> list[str]:
+        """The text of each row of ids ``[batch, time]``, up to where nothing was said."""
+        return [self.tokenizer.decode(row[row != NOT_SAID]) for row in said.cpu().numpy()]
+
+    def said_outcomes(self, batch: Batch, said: Tensor) -> dict[str, Tensor]:
+        """``outcomes`` of what the model said by itself, ids ``[batch, time]`` with ``NOT_SAID`` behind an end."""
+        errors, wrong = [], []
+        for row, text in enumerate(self._texts(said)):
+            answer = batch.targets[row, batch.scored[row]]  # the space, the key, what ends it
+            key = int(self.tokenizer.decode(answer.cpu().numpy()).strip().removesuffix(STOP))
+            errors.append(not landmark_correct(text, key))
+            place = torch.arange(len(answer), device=said.device)
+            found = torch.where(place < said.shape[1], said[row, place.clamp(max=said.shape[1] - 1)], NOT_SAID)
+            wrong.append((found != answer)[self._something.to(said.device)[answer]])
+        error = torch.tensor(errors, device=said.device)
+        split = by_place(error, batch.facts["depth"], batch.facts["distance"])
+        return {"error": error, "token_error": torch.cat(wrong)} | split
+
     def outcomes(self, batch: Batch, predictions: Tensor) -> dict[str, Tensor]:
         row = batch.scored.nonzero()[:, 0]  # [scored], row by row
         targets, said = batch.targets[batch.scored], predictions[batch.scored]
@@ -216,6 +253,11 @@ class PasskeyText(Task):
         if len(owner) > len(batch):
             counted["sequence_error"] = _any(wrong, row, len(batch))
         return counted | by_place(errors, batch.facts["depth"][owner], batch.facts["distance"][owner])
+
+    @property
+    def spelling(self) -> Tokenizer:
+        """See ``Task.spelling``."""
+        return self.tokenizer
 
     def describe(self, batch: Batch, row: int) -> str:
         """The prompt, ``->`` and what should follow it."""
