@@ -51,13 +51,13 @@ class Progress:
             self.bar.stop()
 
     def begin(self, description: str, total: int, done: int = 0) -> None:
-        """Start a stretch of work of ``total`` parts."""
+        """Start a stretch of work of ``total`` parts, or of nobody knows how many: 0."""
         self.description, self.total, self.done, self.began = description, total, done, time.monotonic()
         self._first = done
         if self.bar is not None:
             for task in self.bar.task_ids:
                 self.bar.remove_task(task)
-            self.bar.add_task(description, total=total, completed=done, facts="")
+            self.bar.add_task(description, total=total or None, completed=done, facts="")
 
     def step(self, step: int, loss: float, headline: str, tokens_per_second: float) -> None:
         """Training got to ``step``; ``headline`` is what the last light evaluation said, or nothing."""
@@ -75,6 +75,7 @@ class Progress:
         elif self.shown and time.monotonic() - self._last_line > LINE_EVERY:
             self._last_line = time.monotonic()
             rate = (done - self._first) / (self._last_line - self.began)
-            left = f"{(self.total - done) / rate:.0f} s left" if rate else ""
-            words = "  ".join(word for word in (f"{done}/{self.total}", facts, left) if word)
+            left = f"{(self.total - done) / rate:.0f} s left" if rate and self.total else ""
+            reached = f"{done}/{self.total}" if self.total else f"{done:,}"
+            words = "  ".join(word for word in (reached, facts, left) if word)
             self.console.print(f"{self.description} {words}")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from lcbench.corpus.documents import Watcher
+from lcbench.corpus.documents import Unwatched, Watcher
 from lcbench.dataset.base import TRAIN, Batch
 from lcbench.dataset.synthetic import Examples, Rows
 from lcbench.errors import ConfigurationError, closest
@@ -32,7 +32,7 @@ class Task(ABC):
     """
 
     #: the symbol of every token id, in order of id
-    vocabulary: tuple[str, ...]
+    vocabulary: Sequence[str]
     #: longest training example, in tokens, answer included
     length: int
     #: the metric that results are ranked by
@@ -43,6 +43,10 @@ class Task(ABC):
     positions_needed: int = 1
     #: the evaluation sets a run is scored on unless told otherwise
     evaluation_sets: tuple[str, ...]
+    #: whether two training examples may hold the same stretch of a text
+    overlapping: bool = False
+    #: who is told of work that turns up before ``prepare`` is called
+    watcher: Watcher = Unwatched()
 
     @abstractmethod
     def sample(self, rng: np.random.Generator, n: int, evaluation_set: str) -> Batch:
