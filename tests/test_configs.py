@@ -15,6 +15,9 @@ GROUPS = [group for group in groups_of(DIRECTORIES) if group != "experiment"]
 CHOICES = [(group, choice) for group in GROUPS for choice in choices_of(group, DIRECTORIES)]
 EXPERIMENTS = list(choices_of("experiment", DIRECTORIES))
 
+#: data sets that are ready to be chosen, each a file for the same class
+READY = ("arxiv_math", "c4_long", "github_code", "pg19", "proof_pile", "the_stack", "wikitext103")
+
 #: what a choice needs beside itself
 NEEDS = {
     ("position", "absolute_learned"): ["evaluation.sets=[in_distribution]"],
@@ -27,6 +30,9 @@ NEEDS = {
     ("dataset", "contiguous"): ["task=language_modelling"],
     ("corpus", "python_stdlib"): ["task=language_modelling"],
     ("corpus", "text_files"): ["task=language_modelling", f"corpus.path={config_directory()}"],
+    ("corpus", "huggingface"): ["task=language_modelling", f"corpus.path={config_directory()}"],
+    **{("corpus", name): ["task=language_modelling"] for name in READY},
+    ("corpus", "enwik8"): ["task=language_modelling", f"corpus.path={config_directory() / 'config.yaml'}"],
     ("tokenizer", "bytes"): ["task=language_modelling"],
     ("tokenizer", "bpe"): ["task=language_modelling", "corpus=text_files", f"corpus.path={config_directory()}"],
     ("objective", "reconstruction"): ["attention=compressive", "position=rope"],
@@ -54,6 +60,8 @@ def test_every_choice_composes_and_builds(group, choice, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if choice == "bpe":
         pytest.importorskip("tokenizers")
+    if choice in ("huggingface", *READY):
+        pytest.importorskip("datasets")
     build(compose([f"{group}={choice}", *NEEDS.get((group, choice), [])]))
 
 
@@ -64,7 +72,7 @@ def test_every_file_says_what_it_is_and_mirrors_its_module(group, choice):
     target = next(line.split()[1] for line in path.read_text().splitlines() if line.startswith("_target_:"))
     module = target.rpartition(".")[0]
     if group not in ("trainer", "evaluation"):
-        assert module == f"lcbench.{group}.{choice}"
+        assert module == f"lcbench.{group}.{'huggingface' if choice in READY else choice}"
     assert inspect.getmodule(locate(target, "_target_")).__doc__
 
 

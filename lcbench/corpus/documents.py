@@ -110,10 +110,8 @@ class Documents:
         assert self.text is not None
         first, begin = self.start(document), self.text.start(document)
         reached = int(self.bytes_to[first + start - 1]) if start else begin
-        text = self.text.tokens
-        return text[max(begin, reached - 1) : reached].tobytes(), text[
-            reached : self.bytes_to[first + stop - 1]
-        ].tobytes()
+        text, last = self.text.tokens, int(self.bytes_to[first + stop - 1])
+        return text[max(begin, reached - 1) : reached].tobytes(), text[reached:last].tobytes()
 
     def names(self, documents: Sequence[int]) -> list[str]:
         """Where a person finds each of ``documents``."""

@@ -42,9 +42,8 @@ def _stretched(documents: Documents, validation: float, test: float) -> Document
     A stretch begins where a character does. One without a byte, of a very short document, is left out.
     """
     starts, text = documents.ends - documents.lengths, documents.tokens
-    cuts = np.stack(
-        [starts + np.rint(share * documents.lengths).astype(np.int64) for share in (1 - validation - test, 1 - test)]
-    )
+    shares = (1 - validation - test, 1 - test)
+    cuts = np.stack([starts + np.rint(share * documents.lengths).astype(np.int64) for share in shares])
     while (within := (cuts < documents.ends) & ((text[np.minimum(cuts, len(text) - 1)] & 0xC0) == 0x80)).any():
         cuts += within
     ends = np.stack([*cuts, documents.ends], 1)  # [documents, 3]

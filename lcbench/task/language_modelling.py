@@ -113,7 +113,7 @@ class LanguageModelling(Task):
             self.watcher = before
         parts = {f"{part}_documents": len(numbers) for part, numbers in self._parts.items()}
         short = int((self.documents.lengths < self.min_document).sum())
-        words = {f"{part}_words_published": count for part, count in self.corpus.words.items()}
+        words: dict[str, str | int] = {f"{part}_words_published": n for part, n in self.corpus.words.items()}
         if words:
             words["words_from"] = self.corpus.words_from
         return {**found, **parts, "documents_short": short, **words}

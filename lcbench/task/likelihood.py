@@ -41,9 +41,9 @@ class Likelihood:
         self,
         mean_of_documents: bool = False,
         published: tuple[int, int] | None = None,
-        named: Callable[[Sequence[int]], list[dict[str, Any]]] = lambda numbers: [{"document": n} for n in numbers],
+        named: Callable[[Sequence[int]], list[dict[str, Any]]] | None = None,
     ) -> None:
-        self.mean_of_documents, self.published, self.named = mean_of_documents, published, named
+        self.mean_of_documents, self.published, self.named = mean_of_documents, published, named or _numbered
         # NLL, tokens, words, bytes
         self.documents: dict[int, NDArray[np.float64]] = {}
         # by the smallest number of tokens read in a range, then by document: NLL, tokens
@@ -108,6 +108,10 @@ class Likelihood:
             scores = {"loss": loss / tokens, "bits_per_byte": loss / size / math.log(2) if size else math.nan}
             rows.append({**facts, "tokens": tokens, "words": words, "bytes": size, "nats": loss, **scores})
         return rows
+
+
+def _numbered(documents: Sequence[int]) -> list[dict[str, Any]]:
+    return [{"document": number} for number in documents]
 
 
 def _add(sums: dict[int, NDArray[np.float64]], documents: list[int], rows: NDArray[np.float64]) -> None:
