@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import inspect
 
 import pytest
@@ -35,6 +37,9 @@ NEEDS = {
     ("corpus", "enwik8"): ["task=language_modelling", f"corpus.path={config_directory() / 'config.yaml'}"],
     ("tokenizer", "bytes"): ["task=language_modelling"],
     ("tokenizer", "bpe"): ["task=language_modelling", "corpus=text_files", f"corpus.path={config_directory()}"],
+    ("tokenizer", "huggingface"): ["task=language_modelling", "tokenizer.name=./tokenizer.json"],
+    ("tokenizer", "sentencepiece"): ["task=language_modelling", "tokenizer.path=./tokenizer.model"],
+    ("tokenizer", "tiktoken"): ["task=language_modelling", "tokenizer.name=./ranks.tiktoken"],
     ("objective", "reconstruction"): ["attention=compressive", "position=rope"],
 }
 
@@ -62,7 +67,29 @@ def test_every_choice_composes_and_builds(group, choice, tmp_path, monkeypatch):
         pytest.importorskip("tokenizers")
     if choice in ("huggingface", *READY):
         pytest.importorskip("datasets")
+    if choice in ("sentencepiece", "tiktoken"):
+        pytest.importorskip(choice)
+    if group == "tokenizer":
+        small_tokenizers(tmp_path)
     build(compose([f"{group}={choice}", *NEEDS.get((group, choice), [])]))
+
+
+def small_tokenizers(folder):
+    """Files of tokenizers, where the packages that write them are there."""
+    (folder / "ranks.tiktoken").write_text(
+        "".join(f"{base64.b64encode(bytes([byte])).decode()} {byte}\n" for byte in range(256))
+    )
+    with contextlib.suppress(ImportError):
+        import tokenizers
+
+        tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0}, [])).save(str(folder / "tokenizer.json"))
+    with contextlib.suppress(ImportError):
+        import sentencepiece
+
+        with (folder / "tokenizer.model").open("wb") as file:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(["a b c"]), model_writer=file, vocab_size=7, minloglevel=2
+            )
 
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)

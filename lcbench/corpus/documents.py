@@ -247,7 +247,7 @@ def _write_tokens(text: Documents, tokenizer: Tokenizer, folder: Path, watcher: 
     most = len(tokenizer.vocabulary) - 1
     kind = np.min_scalar_type(most)
     watcher.begin("cutting the text into tokens", int(text.ends[-1]))
-    ends, cuts, total, lost = array("q"), 0, 0, 0
+    ends, cuts, total, lost, unknown = array("q"), 0, 0, 0, 0
     counted = tokenizer.lossy
     with (folder / "tokens.bin").open("wb") as file, (folder / "bytes.bin").open("wb") as file_of_bytes:
         for document in range(len(text)):
@@ -268,15 +268,21 @@ def _write_tokens(text: Documents, tokenizer: Tokenizer, folder: Path, watcher: 
                     if not counted:
                         raise _loss(text, document, data, said)
                     lost += 1
+                unknown += int((ids == tokenizer.unknown).sum()) if tokenizer.unknown is not None else 0
                 file.write(ids.astype(kind).tobytes())
                 total, cuts, reached = total + len(ids), cuts + within, reached + len(data)
                 watcher.tick(len(data))
+            if counted and total > (ends[-1] if ends else 0):
+                # also what was lost of its end
+                file_of_bytes.seek(-8, os.SEEK_CUR)
+                file_of_bytes.write(np.int64(text.ends[document]).tobytes())
             ends.append(total)
-        file.flush()
-        os.fsync(file.fileno())
+        for each in (file, file_of_bytes):
+            each.flush()
+            os.fsync(each.fileno())
     about = {"tokens": total, "words_cut": cuts}
     if counted:
-        about["pieces_not_restored"] = lost
+        about |= {"pieces_not_restored": lost, "unknown_tokens": unknown}
     else:
         (folder / "bytes.bin").unlink()
     _write_ends(folder, ends, about, "tokens.bin", kind)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol, overload
+from typing import TYPE_CHECKING, Literal, Protocol, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,7 +50,11 @@ class Tokenizer(Protocol):
         identity: a word that no tokenizer has which makes other ids of some text.
         begin: the id that stands before a document, where the vocabulary has one.
         lossy: whether what is encoded may not be what is decoded; ``aligned`` then says what each token stands for.
+        unknown: the id that stands for what the tokenizer cannot say, if there is one.
     """
+
+    @property
+    def unknown(self) -> int | None: ...
 
     @property
     def begin(self) -> int | None: ...
@@ -89,6 +93,7 @@ class Lossless(ABC):
     """What tokenizers share that lose nothing and have no id that stands before a document."""
 
     begin: int | None = None
+    unknown: int | None = None
     lossy: bool = False
 
     @property
@@ -131,6 +136,30 @@ class Table(Lossless):
     def decode(self, ids: NDArray[np.int64]) -> str:
         """See ``Tokenizer.decode``."""
         return self.to_bytes(ids).decode(errors="replace")
+
+
+#: whether a tokenizer that loses something is refused, or counted by the bytes of the original
+Lossy = Literal["refuse", "count"]
+
+
+def bytes_of_characters(text: str, places: Sequence[int]) -> NDArray[np.int64]:
+    """The byte of ``text`` before which as many characters come as each of ``places`` says, ``[time]``."""
+    characters = np.asarray(places, np.int64)
+    if text.isascii():
+        return characters
+    points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    widths = 1 + (points >= 0x80) + (points >= 0x800) + (points >= 0x10000)
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(widths)])[characters]
+
+
+def closed(ends: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    """Where tokens end, ``[time]``, such that nothing of ``size`` bytes is between them.
+
+    What a tokenizer leaves out belongs to the token after it, or to the last.
+    """
+    found = np.maximum.accumulate(ends)
+    found[-1:] = size
+    return found
 
 
 def byte_characters() -> list[str]:
