@@ -16,6 +16,7 @@ from lcbench.engine.tally import Judge, autocast, facts_of, judged
 from lcbench.model.base import Model
 from lcbench.objective.base import Objective
 from lcbench.task.base import Task
+from lcbench.task.tally import Tally
 
 
 def score(
@@ -32,6 +33,7 @@ def score(
     chunk: int | None = None,
     segment: int | None = None,
     tick: Callable[[int], None] = lambda done: None,
+    tally: Tally | None = None,
 ) -> dict[str, float]:
     """Score ``model`` on the first ``examples`` of an evaluation set.
 
@@ -40,6 +42,7 @@ def score(
         chunk: tokens fed at a time where the set is one that is streamed.
         segment: tokens read at once, each segment by itself, with the objective's memory carried; None: all of them.
         tick: called with the number of examples done after every batch.
+        tally: what counts them; None: a new one.
 
     Returns:
         Per metric ``name``, ``name_low``, ``name_high`` (95 % interval) and ``name_n`` (outcomes counted).
@@ -56,8 +59,9 @@ def score(
             device=device,
             objective=objective,
             precision=precision,
+            tally=tally,
         ).scores
-    rows, tally = task.rows(evaluation_set, examples, seed), task.tally(evaluation_set)
+    rows, tally = task.rows(evaluation_set, examples, seed), tally or task.tally(evaluation_set)
     was_training = model.training
     model.eval()
     try:
@@ -85,7 +89,12 @@ def read(model: Model, objective: Objective, batch: Batch, judge: Judge, segment
 
 
 def scored_sets(
-    model: Model, experiment: Experiment, progress: Progress, check: Callable[[], None], done: Container[str] = ()
+    model: Model,
+    experiment: Experiment,
+    progress: Progress,
+    check: Callable[[], None],
+    done: Container[str] = (),
+    keep: Callable[[str, list[dict[str, Any]]], None] = lambda name, rows: None,
 ) -> Iterator[tuple[str, dict[str, float]]]:
     """Score ``model`` on every set that the experiment's evaluation asks for, one after another.
 
@@ -93,6 +102,7 @@ def scored_sets(
         progress: told of every batch.
         check: called after every batch; may raise to stop.
         done: sets to leave out.
+        keep: called with the name and the details of every set (see ``Tally.details``), before it is yielded.
 
     Yields:
         The set's name, and what a record holds of it: ``scores/<set>/<metric>``, ``counts/<set>/<what>`` where a set
@@ -116,6 +126,7 @@ def scored_sets(
             "precision": settings.precision,
             "objective": experiment.objective,
             "tick": tick,
+            "tally": (tally := experiment.task.tally(name)),
         }
         costs: dict[str, float] = {}
         rows = experiment.task.rows(name, evaluation.examples, evaluation.seed)
@@ -126,6 +137,7 @@ def scored_sets(
         else:
             progress.begin(f"scoring {name}", len(rows))
             scores = score(model, experiment.task, name, segment=evaluation.segment, **options)
+        keep(name, tally.details())
         yield (
             name,
             {
