@@ -14,6 +14,7 @@ from lcbench.engine.callbacks import newest_checkpoint
 from lcbench.engine.evaluate import evaluate as evaluate_network
 from lcbench.engine.experiment import Experiment, folder_of
 from lcbench.engine.origin import Origin
+from lcbench.engine.progress import composing
 from lcbench.engine.run import run
 from lcbench.errors import ConfigurationError
 from lcbench.results.record import RunFolder
@@ -68,14 +69,17 @@ def resume(
     if composition.hash == first.identity:
         if elsewhere:
             raise ConfigurationError("outputs: a run continues where it lies; move its folder instead.")
-        return run(build(composition), console, RunFolder(path))
+        with composing(console) as watcher:
+            experiment = build(composition, watcher=watcher)
+        return run(experiment, console, RunFolder(path))
     folder = RunFolder(path)
     with folder.at_rest():
         origin = _origin(folder, first, console)
     config = composition.config | {"continues": origin.difference(composition.config)}
     composition = replace(composition, config=config)
     name = _name(path, composition.differs, composition.hash)
-    experiment = replace(build(composition, trained=True), folder_name=name)
+    with composing(console) as watcher:
+        experiment = replace(build(composition, trained=True, watcher=watcher), folder_name=name)
     origin.check(experiment)
     beside = folder_of(experiment, None if elsewhere else path.resolve().parent)
     rate = origin.new_rate(experiment)
@@ -123,10 +127,12 @@ def evaluate(
     folder = RunFolder(Path(path))
     reason = "an evaluation takes the network as it was trained"
     composition = changed(config_of(folder), overrides, SCORED, reason, overlays, trust)
-    experiment = build(composition, trained=True)
+    console = console or Console(quiet=True)
+    with composing(console) as watcher:
+        experiment = build(composition, trained=True, watcher=watcher)
     asked = [
         (key.removeprefix("evaluation."), value)
         for key, value in composition.differs
         if key.startswith("evaluation.") or key == "trainer.precision"
     ]
-    return evaluate_network(experiment, folder, slug(asked), console or Console(quiet=True), experiment.rerun)
+    return evaluate_network(experiment, folder, slug(asked), console, experiment.rerun)

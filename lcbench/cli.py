@@ -175,10 +175,11 @@ def _run(words: list[str], overlays: list[Path], trust: bool) -> int:
     from rich.console import Console
 
     from lcbench.composition import build, compose
+    from lcbench.engine.progress import composing
 
     console = Console(highlight=False)
-    with console.status("composing"):
-        experiment = build(compose(words, overlays))
+    with composing(console) as watcher:
+        experiment = build(compose(words, overlays), watcher=watcher)
         from lcbench.engine.run import run
     result = run(experiment, console)
     if result["status"] == "completed":
@@ -265,9 +266,12 @@ def _show(words: list[str], overlays: list[Path], trust: bool) -> int:
         show_evaluations(console, Path(words[0]))
         return 0
     from lcbench.composition import build, compose
+    from lcbench.engine.progress import composing
     from lcbench.engine.show import show
 
-    show(console, build(compose(words, overlays)))
+    with composing(console) as watcher:
+        experiment = build(compose(words, overlays), watcher=watcher)
+    show(console, experiment)
     return 0
 
 

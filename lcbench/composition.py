@@ -31,6 +31,7 @@ from lcbench.schema import PARTS, injected, is_own, locate, options_of, parts_of
 
 if TYPE_CHECKING:
     from lcbench.attention.base import Attention
+    from lcbench.corpus.documents import Watcher
     from lcbench.engine.experiment import Experiment
     from lcbench.model.base import Model
     from lcbench.task.base import Task
@@ -198,12 +199,13 @@ def _change(node: DictConfig, override: Override, free: Sequence[str], reason: s
     _fill_group(node, key, files)
 
 
-def build(composition: Composition, trained: bool = False) -> Experiment:
+def build(composition: Composition, trained: bool = False, watcher: Watcher | None = None) -> Experiment:
     """The objects of a run, and the checks that need them: nothing is trained, no data is drawn, no file is written.
 
     Args:
         composition: the config.
         trained: the network has its weights already.
+        watcher: told how far it is with a text that must be read to check the parts; None: nobody.
 
     Raises:
         ConfigurationError: for parts that do not work together.
@@ -213,6 +215,8 @@ def build(composition: Composition, trained: bool = False) -> Experiment:
 
     config = composition.config
     task = construct_task(config)
+    if watcher is not None:
+        task.watcher = watcher
     trainer = construct(config["trainer"])
     dataset = construct(config["dataset"], task, config["seed"], trainer.batch_size)
     if dataset.insertion is not None:

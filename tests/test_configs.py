@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import inspect
 
 import pytest
@@ -17,6 +19,9 @@ GROUPS = [group for group in groups_of(DIRECTORIES) if group != "experiment"]
 CHOICES = [(group, choice) for group in GROUPS for choice in choices_of(group, DIRECTORIES)]
 EXPERIMENTS = list(choices_of("experiment", DIRECTORIES))
 
+#: data sets that are ready to be chosen, each a file for the same class
+READY = ("arxiv_math", "c4_long", "github_code", "pg19", "proof_pile", "the_stack", "wikitext103")
+
 #: what a choice needs beside itself
 NEEDS = {
     ("position", "absolute_learned"): ["evaluation.sets=[in_distribution]"],
@@ -29,8 +34,14 @@ NEEDS = {
     ("dataset", "contiguous"): ["task=language_modelling"],
     ("corpus", "python_stdlib"): ["task=language_modelling"],
     ("corpus", "text_files"): ["task=language_modelling", f"corpus.path={config_directory()}"],
+    ("corpus", "huggingface"): ["task=language_modelling", f"corpus.path={config_directory()}"],
+    **{("corpus", name): ["task=language_modelling"] for name in READY},
+    ("corpus", "enwik8"): ["task=language_modelling", f"corpus.path={config_directory() / 'config.yaml'}"],
     ("tokenizer", "bytes"): ["task=language_modelling"],
     ("tokenizer", "bpe"): ["task=language_modelling", "corpus=text_files", f"corpus.path={config_directory()}"],
+    ("tokenizer", "huggingface"): ["task=language_modelling", "tokenizer.name=./tokenizer.json"],
+    ("tokenizer", "sentencepiece"): ["task=language_modelling", "tokenizer.path=./tokenizer.model"],
+    ("tokenizer", "tiktoken"): ["task=language_modelling", "tokenizer.name=./ranks.tiktoken"],
     ("objective", "reconstruction"): ["attention=compressive", "position=rope"],
 }
 
@@ -56,7 +67,31 @@ def test_every_choice_composes_and_builds(group, choice, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if choice == "bpe":
         pytest.importorskip("tokenizers")
+    if choice in ("huggingface", *READY):
+        pytest.importorskip("datasets")
+    if choice in ("sentencepiece", "tiktoken"):
+        pytest.importorskip(choice)
+    if group == "tokenizer":
+        small_tokenizers(tmp_path)
     build(compose([f"{group}={choice}", *NEEDS.get((group, choice), [])]))
+
+
+def small_tokenizers(folder):
+    """Files of tokenizers, where the packages that write them are there."""
+    (folder / "ranks.tiktoken").write_text(
+        "".join(f"{base64.b64encode(bytes([byte])).decode()} {byte}\n" for byte in range(256))
+    )
+    with contextlib.suppress(ImportError):
+        import tokenizers
+
+        tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0}, [])).save(str(folder / "tokenizer.json"))
+    with contextlib.suppress(ImportError):
+        import sentencepiece
+
+        with (folder / "tokenizer.model").open("wb") as file:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(["a b c"]), model_writer=file, vocab_size=7, minloglevel=2
+            )
 
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
@@ -66,7 +101,7 @@ def test_every_file_says_what_it_is_and_mirrors_its_module(group, choice):
     target = next(line.split()[1] for line in path.read_text().splitlines() if line.startswith("_target_:"))
     module = target.rpartition(".")[0]
     if group not in ("trainer", "evaluation"):
-        assert module == f"lcbench.{group}.{choice}"
+        assert module == f"lcbench.{group}.{'huggingface' if choice in READY else choice}"
     assert inspect.getmodule(locate(target, "_target_")).__doc__
 
 

@@ -1,4 +1,4 @@
-"""The interface of a corpus: files, each a document of text."""
+"""The interface of a corpus: documents of text, whatever they are kept in."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import codecs
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from lcbench.errors import ConfigurationError
 
@@ -24,25 +26,63 @@ _MARKS = (
 )
 
 
-class Skipped(Exception):  # noqa: N818 no error: a file that is left out and counted
-    """Why a file is no document."""
+#: the parts of a corpus
+TRAIN, VALIDATION, TEST = "train", "validation", "test"
+#: a document's part as a small integer; 0: its source does not say
+PARTS = (None, TRAIN, VALIDATION, TEST)
+
+#: how parts are made: of whole documents, of stretches of each, or of stretches where there are too few documents
+Split = Literal["auto", "documents", "stretches"]
+
+
+class Skipped(Exception):  # noqa: N818 no error: a document that is left out and counted
+    """Why something is no document."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """A document as a corpus hands it over.
+
+    Args:
+        name: where a person finds it.
+        pieces: its text, in pieces of any size, of about a megabyte where there is a choice. May raise ``Skipped``:
+            what was yielded before does not count.
+        part: of the corpus, where its source says so; None: it is to be split.
+    """
+
+    name: str
+    pieces: Iterator[str]
+    part: str | None = None
 
 
 class Corpus(ABC):
-    """Where text comes from: a document a file.
+    """Where text comes from.
 
-    Documents are split by a hash of their text: the same files make the same parts on every machine, and two copies of
-    a document are in one part. A subclass's constructor takes keyword-only arguments: those are its configuration.
+    Documents that come without a part are split by a hash of their text: the same documents make the same parts on
+    every machine, and two copies of a document are in one part. Only parts that the source does not bring are cut
+    out of training. A subclass's constructor takes keyword-only arguments: those are its configuration.
 
     Args:
         validation: share of the documents that are kept for validation; at least one.
         test: share of the documents that are kept for the test; at least one.
+        split: ``documents``: a document is in one part; ``stretches``: the beginning of every document is for
+            training, what follows for validation, its end for the test, by the same shares of its bytes; ``auto``:
+            documents, or stretches where there are fewer than three.
 
     Raises:
         ConfigurationError: for shares that leave nothing to train on.
     """
 
-    def __init__(self, *, validation: float = 0.05, test: float = 0.05) -> None:
+    #: bytes that a document must have at least, since one of so many tokens has; others are left out and counted
+    min_document: int = 1
+    #: words of a part as its publishers count them; what a word perplexity over the whole part is by
+    words: Mapping[str, int] = {}
+    #: where those counts are from
+    words_from: str = ""
+    #: what its documents are made of, for messages and counts
+    unit: str = "files"
+
+    def __init__(self, *, validation: float = 0.05, test: float = 0.05, split: Split = "auto") -> None:
         for key, share in (("validation", validation), ("test", test)):
             if not 0 < share < 1:
                 raise ConfigurationError(f"corpus.{key}={share}: must be between 0 and 1, such as 0.05.")
@@ -51,12 +91,29 @@ class Corpus(ABC):
                 f"corpus.validation={validation} and corpus.test={test} leave nothing to train on; the closest that "
                 f"works is less than corpus.validation={1 - test:g}."
             )
-        self.validation, self.test = validation, test
+        self.validation, self.test, self.split = validation, test, split
 
     @property
     @abstractmethod
     def name(self) -> str:
         """What it is, in a few words."""
+
+    @abstractmethod
+    def documents(self, scratch: Path) -> Iterator[Document]:
+        """All documents, each to be read to its end before the next; ``scratch`` is a folder for the time being."""
+
+    @abstractmethod
+    def stamp(self) -> str:
+        """32 hex digits that change when the documents do, as far as can be told without reading them."""
+
+    @property
+    def size(self) -> int:
+        """Bytes that there are to read; 0 where nobody knows."""
+        return 0
+
+
+class FileCorpus(Corpus):
+    """A document a file."""
 
     @property
     @abstractmethod
@@ -80,13 +137,30 @@ class Corpus(ABC):
         """Options that change what ``read`` yields."""
         return ""
 
-    def stamp(self) -> str:
-        """32 hex digits that change when a file is added, removed or written to, without reading any."""
-        digest = hashlib.blake2b(f"{type(self).__qualname__} {self.reading} {self.root}".encode(), digest_size=16)
+    @property
+    def size(self) -> int:
+        """See ``Corpus.size``."""
+        return sum(path.stat().st_size for path in self.files())
+
+    def documents(self, scratch: Path) -> Iterator[Document]:
+        """See ``Corpus.documents``."""
         for path in self.files():
-            facts = path.stat()
-            digest.update(f"\n{path!s} {facts.st_size} {facts.st_mtime_ns}".encode(errors="surrogateescape"))
-        return digest.hexdigest()
+            inside = path.is_relative_to(self.root) and path != self.root
+            yield Document(str(path.relative_to(self.root) if inside else path), self.read(path))
+
+    def stamp(self) -> str:
+        """See ``Corpus.stamp``: changes when a file is added, removed or written to."""
+        return stamp_of(f"{type(self).__qualname__} {self.reading} {self.root}", self.files())
+
+
+def stamp_of(words: str, files: list[Path]) -> str:
+    """32 hex digits of ``words`` and of the names, sizes and times of ``files``."""
+    # 2: what a text's folder holds
+    digest = hashlib.blake2b(f"2 {words}".encode(errors="surrogateescape"), digest_size=16)
+    for path in files:
+        facts = path.stat()
+        digest.update(f"\n{path!s} {facts.st_size} {facts.st_mtime_ns}".encode(errors="surrogateescape"))
+    return digest.hexdigest()
 
 
 def files_below(root: Path, left_out: Callable[[str], bool]) -> list[Path]:

@@ -11,26 +11,27 @@ import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
-from lcbench.corpus.base import Corpus, Skipped, decoded, files_below
+from lcbench.corpus.base import FileCorpus, Skipped, Split, decoded, files_below
 from lcbench.errors import ConfigurationError
 
 #: what lies in the folder of the standard library and is no part of it
 _OTHERS = {"site-packages", "dist-packages", "__pycache__"}
 
 
-class PythonStdlib(Corpus):
+class PythonStdlib(FileCorpus):
     """Every ``.py`` file of the standard library, in the encoding that it declares.
 
     Args:
         validation: see ``Corpus``.
         test: see ``Corpus``.
+        split: see ``Corpus``.
 
     Raises:
         ConfigurationError: if it is not installed as files.
     """
 
-    def __init__(self, *, validation: float = 0.05, test: float = 0.05) -> None:
-        super().__init__(validation=validation, test=test)
+    def __init__(self, *, validation: float = 0.05, test: float = 0.05, split: Split = "auto") -> None:
+        super().__init__(validation=validation, test=test, split=split)
         if not next(self.root.glob("*.py"), None):
             raise ConfigurationError(
                 f"corpus=python_stdlib: {self.root} holds no .py file; the closest is corpus=text_files."
@@ -48,7 +49,7 @@ class PythonStdlib(Corpus):
         return [path for path in files_below(self.root, _OTHERS.__contains__) if path.suffix == ".py"]
 
     def read(self, path: Path) -> Iterator[str]:
-        """See ``Corpus.read``; bytes that are no text, as some of the library's tests have, are replaced."""
+        """See ``FileCorpus.read``; bytes that are no text, as some of the library's tests have, are replaced."""
         try:
             with path.open("rb") as file:
                 encoding, _ = tokenize.detect_encoding(file.readline)

@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from lcbench.corpus.base import Corpus, decoded, files_below
+from lcbench.corpus.base import FileCorpus, Split, decoded, files_below
 from lcbench.errors import ConfigurationError, closest
 
 #: for a message only: the names of encodings that people mean
 _ENCODINGS = ("ascii", "cp1252", "gb18030", "latin-1", "shift_jis", "utf-8", "utf-16", "utf-32")
 
 
-class TextFiles(Corpus):
+class TextFiles(FileCorpus):
     """Every file in a folder, however deep, but those whose name or folder begins with a dot; or the files that a
     pattern matches.
 
@@ -29,6 +29,7 @@ class TextFiles(Corpus):
             counted (``replace``), or the file is left out and counted (``skip``).
         validation: see ``Corpus``.
         test: see ``Corpus``.
+        split: see ``Corpus``.
 
     Raises:
         ConfigurationError: if there is no such file, or no such encoding.
@@ -42,8 +43,9 @@ class TextFiles(Corpus):
         bad_bytes: Literal["replace", "skip"] = "replace",
         validation: float = 0.05,
         test: float = 0.05,
+        split: Split = "auto",
     ) -> None:
-        super().__init__(validation=validation, test=test)
+        super().__init__(validation=validation, test=test, split=split)
         try:
             b"a".decode(codecs.lookup(encoding).name, "replace")
         except LookupError:
@@ -84,5 +86,5 @@ class TextFiles(Corpus):
         return files_below(self.root, lambda name: name.startswith("."))
 
     def read(self, path: Path) -> Iterator[str]:
-        """See ``Corpus.read``."""
+        """See ``FileCorpus.read``."""
         return decoded(path, self.encoding, marked=True, strict=self.bad_bytes == "skip")

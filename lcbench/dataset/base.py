@@ -129,6 +129,8 @@ class Dataset(Protocol):
     insertion: Insertion | None
     #: names that ``Batch.facts`` has beside those of the task
     facts: tuple[str, ...]
+    #: whether two rows may hold the same stretch of a text without saying that they are of one document
+    overlapping: bool
 
     @property
     def longest(self) -> int:

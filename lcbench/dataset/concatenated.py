@@ -3,7 +3,8 @@ read across documents.
 
 The documents of an epoch stand one after another in a random order and are cut into rows, each beginning with the last
 target of the one before: every target is learned once an epoch, but for the first token of a document, which follows
-nothing, and less than a row at the end of the epoch.
+nothing, and less than a row at the end of the epoch. With ``task.begin`` a token stands before every document, and in
+place of the first input of every row, as it does in the windows of an evaluation.
 """
 
 from __future__ import annotations
@@ -56,9 +57,13 @@ class Concatenated(Arranged):
         found.sort(key=lambda row: bool((row[1][:-1] != row[1][0]).any()))
         ids, documents = (torch.from_numpy(np.stack(part)) for part in zip(*found, strict=True))  # [batch, length + 1]
         same = documents[:, 1:] == documents[:, :-1]
+        inputs = ids[:, :-1]
+        if self.task.begin is not None:
+            inputs = inputs.clone()
+            inputs[:, 0] = self.task.begin
         # a batch in which no row has a second document is read the faster way
         named = None if bool(same.all()) else documents[:, :-1]
-        return Batch(ids[:, :-1], ids[:, 1:], scored=same, supervised=same, documents=named)
+        return Batch(inputs, ids[:, 1:], scored=same, supervised=same, documents=named)
 
     def _shuffled(self, epoch: int, place: int, rows: int) -> int:
         """Which row of the epoch is the ``place``-th to be read: ``(a place + b) mod rows``, a prime to ``rows``: each

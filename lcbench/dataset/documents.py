@@ -23,6 +23,8 @@ class Text(Sampler, Protocol):
 
     #: inputs of a row
     length: int
+    #: the id that stands before a document; None: none does
+    begin: int | None
 
     @property
     def documents(self) -> Documents: ...
@@ -31,7 +33,8 @@ class Text(Sampler, Protocol):
 
 
 class Reel:
-    """All training documents one after another. Its order is a function of seed and epoch alone.
+    """All training documents one after another, each after the token that begins it, if there is one. Its order is a
+    function of seed and epoch alone.
 
     Args:
         task: whose documents they are.
@@ -41,7 +44,8 @@ class Reel:
     def __init__(self, task: Text, seed: int) -> None:
         self.documents = task.documents
         self.numbers = task.numbers(TRAIN)
-        self.lengths = self.documents.lengths[self.numbers]
+        self.begin = task.begin
+        self.lengths = self.documents.lengths[self.numbers] + (task.begin is not None)
         self.seed = seed
         self.total = int(self.lengths.sum())
         self._kept: tuple[int, NDArray[np.int64], NDArray[np.int64]] | None = None
@@ -53,11 +57,15 @@ class Reel:
         ids, documents = np.empty(count, np.int64), np.empty(count, np.int64)
         place, done = int(np.searchsorted(ends, start, side="right")), 0
         while done < count:
-            text = self.documents.of(int(self.numbers[order[place]]))
-            skip = start + done - (int(ends[place]) - len(text))
-            part = text[skip : skip + count - done]
+            skip = start + done - (int(ends[place]) - int(self.lengths[order[place]]))
+            documents[done:] = place + 1
+            if self.begin is not None:
+                if skip == 0:
+                    ids[done] = self.begin
+                    done, skip = done + 1, 1
+                skip -= 1
+            part = self.documents.of(int(self.numbers[order[place]]))[skip : skip + count - done]
             ids[done : done + len(part)] = part
-            documents[done : done + len(part)] = place + 1
             place, done = place + 1, done + len(part)
         return ids, documents
 
@@ -83,6 +91,7 @@ class Arranged(ABC):
 
     insertion: Insertion | None = None
     facts: tuple[str, ...] = ()
+    overlapping = False
 
     def __init__(self, task: Sampler, seed: int, batch_size: int) -> None:
         if not hasattr(task, "numbers"):

@@ -5,6 +5,7 @@ Mohtashami and Jaggi 2023, arXiv 2305.16300. Lengths and scores are those of the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from lcbench.dataset.base import Batch
@@ -16,7 +17,8 @@ from lcbench.errors import ConfigurationError
 class Named(Sampler, Protocol):
     """What this module needs of a task."""
 
-    vocabulary: tuple[str, ...]
+    @property
+    def vocabulary(self) -> Sequence[str]: ...
 
 
 class Landmarks(Synthetic):

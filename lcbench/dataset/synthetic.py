@@ -31,6 +31,9 @@ BLOCK_TOKENS = 2**19
 class Sampler(Protocol):
     """What this module needs of a task."""
 
+    #: see ``Task.overlapping``
+    overlapping: bool
+
     def sample(self, rng: np.random.Generator, n: int, evaluation_set: str) -> Batch: ...
 
     def token_length(self, evaluation_set: str) -> int: ...
@@ -152,6 +155,11 @@ class Synthetic:
         self.examples = Examples(task, seed, TRAIN)
         self._fixed: Batch | None = None
         self._order: tuple[int, np.ndarray] | None = None
+
+    @property
+    def overlapping(self) -> bool:
+        """See ``Dataset.overlapping``."""
+        return self.examples.task.overlapping
 
     @property
     def longest(self) -> int:

@@ -11,7 +11,7 @@ from lcbench.engine.progress import Progress
 from lcbench.errors import ConfigurationError
 
 #: what a network that was trained must find unchanged
-KEPT = ("tokenizer", "content")
+KEPT = {"content": "files of the corpus have", "tokenizer": "files of the tokenizer have"}
 
 
 def data_of(experiment: Experiment, progress: Progress, check: Callable[[], None]) -> dict[str, str | int]:
@@ -38,10 +38,10 @@ def refuse_other_data(before: Mapping[str, Any], now: Mapping[str, Any], remedy:
     Raises:
         ConfigurationError: if the record of its training names other data.
     """
-    for name in KEPT:
+    for name, what in KEPT.items():
         key = f"data/{name}"
         if key in before and before[key] != now.get(key):
             raise ConfigurationError(
-                f"the network was trained with {key}={before[key]}, and now there is {now.get(key)}: the files of the "
-                f"corpus have changed since; bring them back, or {remedy}."
+                f"the network was trained with {key}={before[key]}, and now there is {now.get(key)}: the {what} "
+                f"changed since; bring them back, or {remedy}."
             )

@@ -1,7 +1,8 @@
 """Scoring a trained network again: at other lengths, on other sets, with more examples.
 
-The record is ``evaluations/<what differs>-<8 hex>.json`` in the run's folder, with the keys of a run's own record. It
-is written after every set, so what was scored before a stop is not scored again. The run's own files are only read.
+The record is ``evaluations/<what differs>-<8 hex>.json`` in the run's folder, with the keys of a run's own record, and
+beside it a ``.csv`` with a row for every document of a text. Both are written after every set, so what was scored
+before a stop is not scored again. The run's own files are only read.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from rich.console import Console
 from lcbench.cost.memory import peak_memory_bytes, reset_peak_memory
 from lcbench.engine.callbacks import load_checkpoint, network_weights, newest_checkpoint
 from lcbench.engine.data import data_of, refuse_other_data
+from lcbench.engine.details import Details
 from lcbench.engine.evaluation import scored_sets
 from lcbench.engine.experiment import Experiment, described
 from lcbench.engine.faults import cause_of
@@ -66,7 +68,7 @@ def evaluate(experiment: Experiment, folder: RunFolder, slug: str, console: Cons
     same = sorted(folder.evaluations.glob(f"*-{digest}.json"))
     path = same[0] if same else folder.evaluations / f"{slug[:80] or 'default'}-{digest}.json"
     with hold(folder.evaluations / f".{digest}.lock", path):
-        for leftover in folder.evaluations.glob(f".{path.name}.*"):
+        for leftover in folder.evaluations.glob(f".{path.stem}.*"):
             leftover.unlink()
         before = {} if rerun else _record(path, console)
         if before.get("status") == "completed":
@@ -222,7 +224,8 @@ class _Evaluation(Reporting):
         done = {key.split("/")[1] for key in self.result if key.startswith("scores/")}
         if done:
             self.console.print(f"scored before: {', '.join(sorted(done))}", soft_wrap=True)
-        for name, found in scored_sets(model, self.experiment, progress, self.stop.check, done):
+        details = Details(self.path.with_suffix(".csv"), done)
+        for name, found in scored_sets(model, self.experiment, progress, self.stop.check, done, details.add):
             self.result |= found
             self._write()
             self.log.info("scored %s", name)

@@ -17,6 +17,7 @@ from lcbench.engine.tally import Judge, autocast, facts_of, judged
 from lcbench.model.base import Model
 from lcbench.objective.base import Objective
 from lcbench.task.base import Task
+from lcbench.task.tally import Tally
 
 
 def score(
@@ -33,6 +34,7 @@ def score(
     chunk: int | None = None,
     segment: int | None = None,
     tick: Callable[[int], None] = lambda done: None,
+    tally: Tally | None = None,
 ) -> dict[str, float]:
     """Score ``model`` on the first ``examples`` of an evaluation set.
 
@@ -42,6 +44,7 @@ def score(
         segment: tokens read at once, each segment by itself, with the objective's memory carried; None: all of them.
             Not of sets that a model answers by itself.
         tick: called with the number of examples done after every batch.
+        tally: what counts them; None: a new one.
 
     Returns:
         Per metric ``name``, ``name_low``, ``name_high`` (95 % interval) and ``name_n`` (outcomes counted).
@@ -58,8 +61,9 @@ def score(
             device=device,
             objective=objective,
             precision=precision,
+            tally=tally,
         ).scores
-    rows, tally = task.rows(evaluation_set, examples, seed), task.tally(evaluation_set)
+    rows, tally = task.rows(evaluation_set, examples, seed), tally or task.tally(evaluation_set)
     spoken = task.spoken(evaluation_set)
     was_training = model.training
     model.eval()
@@ -93,7 +97,12 @@ def read(model: Model, objective: Objective, batch: Batch, judge: Judge, segment
 
 
 def scored_sets(
-    model: Model, experiment: Experiment, progress: Progress, check: Callable[[], None], done: Container[str] = ()
+    model: Model,
+    experiment: Experiment,
+    progress: Progress,
+    check: Callable[[], None],
+    done: Container[str] = (),
+    keep: Callable[[str, list[dict[str, Any]]], None] = lambda name, rows: None,
 ) -> Iterator[tuple[str, dict[str, float]]]:
     """Score ``model`` on every set that the experiment's evaluation asks for, one after another.
 
@@ -101,6 +110,7 @@ def scored_sets(
         progress: told of every batch.
         check: called after every batch; may raise to stop.
         done: sets to leave out.
+        keep: called with the name and the details of every set (see ``Tally.details``), before it is yielded.
 
     Yields:
         The set's name, and what a record holds of it: ``scores/<set>/<metric>``, ``counts/<set>/<what>`` where a set
@@ -124,6 +134,7 @@ def scored_sets(
             "precision": settings.precision,
             "objective": experiment.objective,
             "tick": tick,
+            "tally": (tally := experiment.task.tally(name)),
         }
         costs: dict[str, float] = {}
         rows = experiment.task.rows(name, evaluation.examples, evaluation.seed)
@@ -134,6 +145,7 @@ def scored_sets(
         else:
             progress.begin(f"scoring {name}", len(rows))
             scores = score(model, experiment.task, name, segment=evaluation.segment, **options)
+        keep(name, tally.details())
         yield (
             name,
             {

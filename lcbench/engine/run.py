@@ -27,6 +27,7 @@ from lcbench.engine.callbacks import (
     newest_checkpoint,
 )
 from lcbench.engine.data import data_of, refuse_other_data
+from lcbench.engine.details import Details
 from lcbench.engine.evaluation import scored_sets
 from lcbench.engine.experiment import Experiment, cost_of, described, folder_of
 from lcbench.engine.faults import cause_of
@@ -262,7 +263,8 @@ class _Run(Reporting):
             model.load_state_dict(network_weights(content))
             step = content["global_step"]
         scores: dict[str, Any] = {"evaluated/checkpoint": checkpoint, "evaluated/step": step}
-        for name, found in scored_sets(model, self.experiment, self.progress, self.stop.check):
+        details = Details(self.folder.documents)
+        for name, found in scored_sets(model, self.experiment, self.progress, self.stop.check, keep=details.add):
             scores |= found
             self.log.info("scored %s", name)
         return scores

@@ -23,6 +23,7 @@ from lcbench.engine.tally import Judge, autocast, facts_of, judged
 from lcbench.model.base import Model, ModelState
 from lcbench.objective.base import Objective
 from lcbench.task.base import Task
+from lcbench.task.tally import Tally
 
 
 @dataclass(frozen=True)
@@ -52,13 +53,15 @@ def stream_score(
     objective: Objective,
     precision: str = "32",
     tick: Callable[[int], None] = lambda done: None,
+    tally: Tally | None = None,
 ) -> Streamed:
     """Score ``model`` on the first ``examples`` of an evaluation set, ``chunk`` tokens of a row at a time.
 
     Args:
         tick: called with the number of tokens done after every piece.
+        tally: what counts them; None: a new one.
     """
-    drawn, tally = task.rows(evaluation_set, examples, seed), task.tally(evaluation_set)
+    drawn, tally = task.rows(evaluation_set, examples, seed), tally or task.tally(evaluation_set)
     spoken = task.spoken(evaluation_set)
     seconds, tokens, state_bytes = 0.0, 0, 0
     batches = 0

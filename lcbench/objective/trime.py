@@ -199,6 +199,11 @@ class Trime(Objective):
                 "objective=trime takes all that comes before in a row as memory, and this dataset has several "
                 "documents in one; the closest with one is dataset=synthetic."
             )
+        if self.memory == "external" and dataset.overlapping:
+            raise ConfigurationError(
+                "objective.memory=external: rows are stretches of a text that may overlap, and a row would find its "
+                "answers in another; the closest that works is objective.memory=local."
+            )
         needed = {"local": (), "long": ("document", "segment"), "external": ("document",)}[self.memory]
         if not set(needed) <= set(dataset.facts):
             closest = "segments" if self.memory == "long" else "packed"

@@ -3,6 +3,7 @@
     config.yaml        resolved, loadable by itself
     result.json        flat, group/name keys
     metrics.csv        the curves
+    documents.csv      of a text, the loss of every document that was scored
     checkpoints/       last, the one before it, and best; first, where the run continues another one
     evaluations/       a record each: what the trained network was scored on afterwards
     run.log            what happened, with the traceback where the run failed
@@ -104,6 +105,7 @@ class RunFolder:
         self.config = path / "config.yaml"
         self.result = path / "result.json"
         self.metrics = path / "metrics.csv"
+        self.documents = path / "documents.csv"
         self.checkpoints = path / "checkpoints"
         self.evaluations = path / "evaluations"
         self.log = path / "run.log"

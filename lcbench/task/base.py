@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from lcbench.corpus.documents import Watcher
+from lcbench.corpus.documents import Unwatched, Watcher
 from lcbench.dataset.base import TRAIN, Batch
 from lcbench.dataset.insertion import Insertion
 from lcbench.dataset.synthetic import Examples, Rows
@@ -51,7 +51,7 @@ class Task(ABC):
     """
 
     #: the symbol of every token id, in order of id
-    vocabulary: tuple[str, ...]
+    vocabulary: Sequence[str]
     #: longest training example, in tokens, answer included
     length: int
     #: the metric that results are ranked by
@@ -64,6 +64,10 @@ class Task(ABC):
     evaluation_sets: tuple[str, ...]
     #: how landmarks are put into what a model reads; None: there are none
     insertion: Insertion | None = None
+    #: whether two training examples may hold the same stretch of a text
+    overlapping: bool = False
+    #: who is told of work that turns up before ``prepare`` is called
+    watcher: Watcher = Unwatched()
 
     @abstractmethod
     def sample(self, rng: np.random.Generator, n: int, evaluation_set: str) -> Batch:

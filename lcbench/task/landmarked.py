@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from lcbench.dataset.synthetic import Rows
 from lcbench.task.base import Spoken, Task
 from lcbench.task.spelling import Spelling
 from lcbench.task.tally import Tally
+from lcbench.tokenizer.base import Names
 
 
 class Landmarked(Task):
@@ -28,7 +30,8 @@ class Landmarked(Task):
     def __init__(self, task: Task, insertion: Insertion) -> None:
         self.task = task
         self.insertion: Insertion = insertion
-        self.vocabulary = (*task.vocabulary, "<landmark>")
+        self.vocabulary = Names(len(task.vocabulary) + 1, lambda: (*task.vocabulary, "<landmark>"))
+        self.overlapping = task.overlapping
         self.length = self.token_length(TRAIN)
         self.headline = task.headline
         self.chance = task.chance
@@ -137,3 +140,6 @@ class _Tally:
 
     def record(self) -> dict[str, float]:
         return self.tally.record()
+
+    def details(self) -> list[dict[str, Any]]:
+        return self.tally.details()

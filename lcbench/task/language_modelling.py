@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,23 +20,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from lcbench.corpus.base import Corpus
-from lcbench.corpus.documents import (
-    TEST,
-    VALIDATION,
-    Documents,
-    Unwatched,
-    Watcher,
-    parts_of,
-    tokens_of,
-    word_starts,
-)
+from lcbench.corpus.base import TEST, VALIDATION, Corpus
+from lcbench.corpus.documents import Documents, Watcher, tokens_of, word_starts
+from lcbench.corpus.split import parts_of
 from lcbench.dataset.base import TRAIN, Batch
 from lcbench.lengths import parse_length
 from lcbench.task.base import Task, join_length, refuse, split_length
 from lcbench.task.likelihood import Likelihood
 from lcbench.task.windows import PROTOCOLS, Protocol, windows_of
-from lcbench.tokenizer.base import Tokenizer
+from lcbench.tokenizer.base import Names, Tokenizer
 from lcbench.units import Length
 
 _SET = re.compile(rf"(?P<part>test_)?(?P<protocol>{'|'.join(PROTOCOLS)})(?:_stride_(?P<stride>\d+[kM]?))?")
@@ -55,9 +48,16 @@ class LanguageModelling(Task):
 
     Metrics: ``bits_per_byte``, ``loss`` (nats a token), ``perplexity`` (a token), ``word_perplexity``; each with its
     95 % interval over documents and the number of bytes, tokens or words that it is a mean of. Words are parted by
-    white space, and count, like bytes, where they begin in a token that counts. ``loss/position_64_127`` is that of
-    targets that were predicted from so many tokens. Beside them, ``documents`` that were counted, of them
-    ``documents_cut``, and ``documents_short``, ``documents_left_out`` and ``targets_left_out``, which were not.
+    white space, and count, like bytes, where they begin in a token that counts; both are those of the original text,
+    whatever the tokens lose. Where every target of a part counts once and its publishers say how many words it has
+    (``corpus.words``), these are the words that ``word_perplexity`` is by, and ``word_perplexity/white_space`` is by
+    those found. ``loss/position_64_127`` is that of targets that were predicted from so many tokens. Beside them,
+    ``documents`` that were counted, of them ``documents_cut``, and ``documents_short``, ``documents_left_out`` and
+    ``targets_left_out``, which were not.
+
+    With ``begin`` a token that is in no text stands before every document, so that its first token is a target too:
+    n targets a document of n tokens, n - 1 without. A model that was trained with it needs it wherever it begins to
+    read: it is the first input of every window, and of every training example but the next piece of a stream.
 
     In training an example is a stretch of one document, at random, of ``length`` targets, or the whole of a shorter
     one; datasets that arrange documents (``concatenated``, ``contiguous``) take them as they are.
@@ -66,11 +66,14 @@ class LanguageModelling(Task):
         corpus: where documents come from.
         tokenizer: what makes tokens of them.
         length: L, inputs of a window, and of a training example.
-        min_document: documents of fewer tokens are used nowhere, and counted; at least 2: a token and the next.
+        min_document: documents of fewer tokens are used nowhere, and counted; at least 2: a token and the next. The
+            corpus may ask for more.
         max_document: of longer documents, only so many targets are used in evaluation, and these are counted; null:
             all of them.
+        begin: put a token before every document and window: the tokenizer's own, or one more in the vocabulary.
     """
 
+    overlapping = True
     headline = "bits_per_byte"
     evaluation_sets = ("non_overlapping", "sliding", "streaming")
 
@@ -82,47 +85,63 @@ class LanguageModelling(Task):
         length: Length = 256,
         min_document: Length = 2,
         max_document: Length | None = 4096,
+        begin: bool = False,
     ) -> None:
         if length < 1:
             raise refuse("task.length", length, "reads nothing", 1)
-        if min_document < 2:
-            raise refuse("task.min_document", min_document, "has no token to predict", 2)
+        if min_document < 2 - begin:
+            raise refuse("task.min_document", min_document, "has no token to predict", 2 - begin)
         if max_document is not None and max_document < 1:
             raise refuse("task.max_document", max_document, "leaves nothing to count", 1)
         self.corpus, self.tokenizer, self.length = corpus, tokenizer, length
-        self.min_document, self.max_document = min_document, max_document
+        self.min_document, self.max_document = max(min_document, corpus.min_document), max_document
         self.vocabulary = tokenizer.vocabulary
+        self.begin: int | None = None
+        if begin:
+            self.begin = len(self.vocabulary) if tokenizer.begin is None else tokenizer.begin
+        if self.begin == len(self.vocabulary):
+            self.vocabulary = Names(self.begin + 1, lambda: (*tokenizer.vocabulary, "<begin>"))
         ids = len(self.vocabulary)
         self.chance = {"loss": math.log(ids), "perplexity": float(ids)}
-        self._watcher: Watcher = Unwatched()
 
     def prepare(self, watcher: Watcher) -> dict[str, str | int]:
         """See ``Task.prepare``: reads the corpus, unless it was read before."""
-        self._watcher = watcher
-        found = {"tokenizer": self.tokenizer.identity, **self.documents.about}
+        before, self.watcher = self.watcher, watcher
+        try:
+            found = {**self.documents.about, "tokenizer": self.tokenizer.identity}
+        finally:
+            self.watcher = before
         parts = {f"{part}_documents": len(numbers) for part, numbers in self._parts.items()}
         short = int((self.documents.lengths < self.min_document).sum())
-        self._watcher = Unwatched()
-        return {**found, **parts, "documents_short": short}
+        words: dict[str, str | int] = {f"{part}_words_published": n for part, n in self.corpus.words.items()}
+        if words:
+            words["words_from"] = self.corpus.words_from
+        return {**found, **parts, "documents_short": short, **words}
 
     @cached_property
     def documents(self) -> Documents:
         """All of the corpus."""
-        return tokens_of(self.corpus, self.tokenizer, self._watcher)
+        return tokens_of(self.corpus, self.tokenizer, self.watcher)
+
+    @cached_property
+    def targets(self) -> NDArray[np.int64]:
+        """Tokens to predict of each document, ``[documents]``: all, or all but the first."""
+        return self.documents.lengths - (self.begin is None)
+
+    @cached_property
+    def _whole_parts(self) -> dict[str, NDArray[np.int64]]:
+        return parts_of(self.documents, self.corpus)
 
     @cached_property
     def _parts(self) -> dict[str, NDArray[np.int64]]:
-        lengths = self.documents.lengths
-        whole = parts_of(self.documents, self.corpus)
+        lengths, whole = self.documents.lengths, self._whole_parts
         parts = {part: numbers[lengths[numbers] >= self.min_document] for part, numbers in whole.items()}
         for part, numbers in parts.items():
             if not len(numbers):
-                raise refuse(
-                    "task.min_document",
-                    self.min_document,
-                    f"leaves no document for {part}",
-                    int(min(lengths[numbers].max() for numbers in whole.values())),
-                )
+                longest = int(min(lengths[numbers].max() for numbers in whole.values()))
+                if self.min_document == self.corpus.min_document:
+                    raise refuse("corpus.min_document", self.min_document, f"leaves no document for {part}", longest)
+                raise refuse("task.min_document", self.min_document, f"leaves no document for {part}", longest)
         return parts
 
     def numbers(self, part: str) -> NDArray[np.int64]:
@@ -132,7 +151,7 @@ class LanguageModelling(Task):
     @cached_property
     def _training_ends(self) -> NDArray[np.int64]:
         """Running sum of the targets of the training documents."""
-        return np.cumsum(self.documents.lengths[self.numbers(TRAIN)] - 1)
+        return np.cumsum(self.targets[self.numbers(TRAIN)])
 
     def token_length(self, evaluation_set: str) -> int:
         if evaluation_set == TRAIN:
@@ -142,7 +161,7 @@ class LanguageModelling(Task):
             return length + 1
         if self.max_document is not None:
             return self.max_document + 1
-        return int(self.documents.lengths[self.numbers(part)].max())
+        return int(self.targets[self.numbers(part)].max()) + 1
 
     def at(self, evaluation_set: str, length: int) -> str:
         """See ``Task.at``; ``streaming`` reads whole documents and has no other length."""
@@ -164,9 +183,9 @@ class LanguageModelling(Task):
         ends, numbers = self._training_ends, self.numbers(TRAIN)
         # every target is as likely as any other to be in the example, but near the ends of its document
         chosen = numbers[np.searchsorted(ends, rng.integers(ends[-1], size=n), side="right")]
-        room = np.maximum(self.documents.lengths[chosen] - 1 - self.length, 0)
+        room = np.maximum(self.targets[chosen] - self.length, 0)
         starts = rng.integers(room, endpoint=True)
-        lengths = np.minimum(self.length, self.documents.lengths[chosen] - 1)
+        lengths = np.minimum(self.length, self.targets[chosen])
         return self._batch(chosen, starts, lengths, np.zeros(n, np.int64))
 
     def solve(self, tokens: Tensor) -> Tensor:
@@ -194,7 +213,17 @@ class LanguageModelling(Task):
         return cross_entropy(wide.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
 
     def tally(self, evaluation_set: str) -> Likelihood:
-        return Likelihood(mean_of_documents=self._parsed(evaluation_set)[1] == "truncated_document")
+        part, protocol, _, _ = self._parsed(evaluation_set)
+        published = None
+        if part in self.corpus.words:
+            published = int(self.targets[self._whole_parts[part]].sum()), self.corpus.words[part]
+        return Likelihood(protocol == "truncated_document", published, self._named)
+
+    def _named(self, documents: Sequence[int]) -> list[dict[str, Any]]:
+        """What a person knows each of ``documents`` by."""
+        names = self.documents.names(documents)
+        digests = (f"{int(self.documents.digests[number]):016x}" for number in documents)
+        return [{"document": name, "digest": digest} for name, digest in zip(names, digests, strict=True)]
 
     @property
     def spelling(self) -> Tokenizer:
@@ -204,6 +233,8 @@ class LanguageModelling(Task):
     def describe(self, batch: Batch, row: int) -> str:
         """The text of a row."""
         ids = batch.tokens[row] if batch.padding is None else batch.tokens[row][~batch.padding[row]]
+        if self.begin is not None:
+            ids = ids[ids != self.begin]
         return self.tokenizer.decode(ids.cpu().numpy())
 
     def _parsed(self, evaluation_set: str) -> tuple[str, Protocol, int, int]:
@@ -239,17 +270,18 @@ class LanguageModelling(Task):
         first: NDArray[np.int64],
     ) -> Batch:
         """Rows ``[n]`` of documents: ``lengths`` inputs from ``starts`` on, of whose targets those from ``first`` on
-        count."""
+        count. With ``begin``, place 0 of a document is that token, which also replaces the first input of a row."""
         n, time = len(documents), int(lengths.max())
         ids = np.zeros((n, time + 1), np.int64)
         words, size = np.zeros(n, np.int64), np.zeros(n, np.int64)
         for row, (document, start, length, skip) in enumerate(zip(documents, starts, lengths, first, strict=True)):
-            found = self.documents.of(int(document))[start : start + length + 1].astype(np.int64)
-            ids[row, : length + 1] = found
-            widths = self.tokenizer.byte_lengths[found]  # [length + 1]
-            scored_from = int(widths[: skip + 1].sum())
-            size[row] = widths[skip + 1 :].sum()
-            words[row] = word_starts(self.tokenizer.to_bytes(found))[scored_from:].sum()
+            text = self.documents.of(int(document))
+            target = int(start) + (self.begin is None)  # the first
+            ids[row, 0] = text[start] if self.begin is None else self.begin
+            ids[row, 1 : length + 1] = text[target : target + length]
+            before, scored_text = self._original(int(document), target + int(skip), target + int(length))
+            size[row] = len(scored_text)
+            words[row] = word_starts(before + scored_text)[len(before) :].sum()
         place = np.arange(time)
         padding = place >= lengths[:, None]  # [n, time]
         scored = torch.from_numpy(~padding & (place >= first[:, None]))
@@ -266,6 +298,15 @@ class LanguageModelling(Task):
                 "bytes": torch.from_numpy(size),
             },
         )
+
+    def _original(self, document: int, start: int, stop: int) -> tuple[bytes, bytes]:
+        """The bytes of the text that tokens ``start`` to ``stop - 1`` of a document stand for, after the last one
+        before them, if there is one."""
+        if self.documents.bytes_to is not None:
+            return self.documents.original(document, start, stop)
+        ids = self.documents.of(document)
+        before = self.tokenizer.to_bytes(ids[max(0, start - 1) : start])
+        return before[-1:], self.tokenizer.to_bytes(ids[start:stop])
 
 
 class TextRows:
@@ -285,7 +326,7 @@ class TextRows:
     ) -> None:
         self.task = task
         numbers = task.numbers(part)
-        whole = task.documents.lengths[numbers] - 1  # targets of each document
+        whole = task.targets[numbers]
         most = length if protocol == "truncated_document" else task.max_document
         allowed = whole if most is None else np.minimum(whole, most)
         before = np.cumsum(allowed) - allowed

@@ -11,7 +11,8 @@ each summed over everything first and divided once. Intervals take documents as 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,12 +30,20 @@ class Likelihood:
     and how many words and bytes begin in the tokens that count. Values are ``-ln p`` in nats ``[batch, time]``.
 
     Args:
-        mean_of_documents: loss, perplexity and bits per byte are means over documents of each one's own, as a few
-            protocols define them, and there are none by word.
+        mean_of_documents: loss, perplexities and bits per byte are means over documents of each one's own, as a few
+            protocols define them; of documents without a word there is none by word.
+        published: how many targets all documents have, and how many words as their publishers count them: if all
+            count once, perplexity is by these words.
+        named: what a person knows documents by, for ``details``.
     """
 
-    def __init__(self, mean_of_documents: bool = False) -> None:
-        self.mean_of_documents = mean_of_documents
+    def __init__(
+        self,
+        mean_of_documents: bool = False,
+        published: tuple[int, int] | None = None,
+        named: Callable[[Sequence[int]], list[dict[str, Any]]] | None = None,
+    ) -> None:
+        self.mean_of_documents, self.published, self.named = mean_of_documents, published, named or _numbered
         # NLL, tokens, words, bytes
         self.documents: dict[int, NDArray[np.float64]] = {}
         # by the smallest number of tokens read in a range, then by document: NLL, tokens
@@ -68,14 +77,20 @@ class Likelihood:
         found: dict[str, float] = {}
 
         def add(name: str, unit: NDArray[np.float64], transform: Callable[[float], float]) -> None:
-            numbers = (loss / unit, np.ones_like(unit)) if self.mean_of_documents else (loss, unit)
+            there = unit > 0 if self.mean_of_documents else np.ones_like(unit, bool)
+            if not unit.any():
+                return
+            numbers = (loss[there] / unit[there], np.ones(there.sum())) if self.mean_of_documents else (loss, unit)
             mean, low, high = map(transform, ratio(*numbers))
-            found.update({name: mean, f"{name}_low": low, f"{name}_high": high, f"{name}_n": int(unit.sum())})
+            found.update({name: mean, f"{name}_low": low, f"{name}_high": high, f"{name}_n": round(unit.sum())})
 
         add("bits_per_byte", size, lambda nats: nats / math.log(2))
         add("loss", tokens, float)
         add("perplexity", tokens, _exp)
-        if words.any() and not self.mean_of_documents:
+        if self.published is not None and tokens.sum() == self.published[0] and not self.mean_of_documents:
+            add("word_perplexity", words * (self.published[1] / words.sum()), _exp)
+            add("word_perplexity/white_space", words, _exp)
+        else:
             add("word_perplexity", words, _exp)
         for least, documents in sorted(self.places.items()):
             mean, low, high = ratio(*np.stack(list(documents.values())).T)
@@ -83,6 +98,20 @@ class Likelihood:
             n = int(sum(counted for _, counted in documents.values()))
             found |= {name: mean, f"{name}_low": low, f"{name}_high": high, f"{name}_n": n}
         return found
+
+    def details(self) -> list[dict[str, Any]]:
+        """See ``Tally.details``: a row a document, in the order in which they were scored."""
+        numbers = list(self.documents)
+        rows = []
+        for facts, (loss, *counts) in zip(self.named(numbers), self.documents.values(), strict=True):
+            tokens, words, size = map(int, counts)
+            scores = {"loss": loss / tokens, "bits_per_byte": loss / size / math.log(2) if size else math.nan}
+            rows.append({**facts, "tokens": tokens, "words": words, "bytes": size, "nats": loss, **scores})
+        return rows
+
+
+def _numbered(documents: Sequence[int]) -> list[dict[str, Any]]:
+    return [{"document": number} for number in documents]
 
 
 def _add(sums: dict[int, NDArray[np.float64]], documents: list[int], rows: NDArray[np.float64]) -> None:

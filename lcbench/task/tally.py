@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ class Tally(Protocol):
 
     def record(self) -> dict[str, float]:
         """Per metric ``name``, ``name_low``, ``name_high`` (95 % interval) and ``name_n`` (what was counted)."""
+
+    def details(self) -> list[dict[str, Any]]:
+        """Rows of a table beside the record: a row for each thing that has a score of its own, with the same keys."""
 
 
 @dataclass
@@ -67,3 +70,7 @@ class Outcomes:
     def record(self) -> dict[str, float]:
         """See ``Tally.record``."""
         return {key: value for name, mean in self.means.items() for key, value in mean.record(name).items()}
+
+    def details(self) -> list[dict[str, Any]]:
+        """See ``Tally.details``: none, outcomes are too many."""
+        return []

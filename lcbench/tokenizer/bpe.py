@@ -8,7 +8,7 @@ Over bytes, with GPT-2's rule of what a word is: Radford et al., "Language Model
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,18 +16,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lcbench.corpus.base import Corpus
+from lcbench.corpus.base import TRAIN, Corpus
 from lcbench.corpus.cache import cache_directory, made_once
-from lcbench.corpus.documents import TRAIN, Unwatched, parts_of, pieces_of, text_of
+from lcbench.corpus.documents import Unwatched, Watcher, pieces_of, text_of
+from lcbench.corpus.split import parts_of
 from lcbench.errors import ConfigurationError
+from lcbench.tokenizer.base import Names, Table, byte_characters
 
 
-class BPE:
+class BPE(Table):
     """Byte-pair encoding, trained on the training part of the corpus when it is first needed, and kept.
+
+    How many ids there are is known before it is trained.
 
     Args:
         corpus: what it is trained on.
-        size: of the vocabulary; less where the text has no more pairs that come twice.
+        size: of the vocabulary; where the text has too few pairs that come twice, the last ids stand for nothing.
 
     Raises:
         ConfigurationError: for a size without room for the 256 bytes, or without the ``tokenizers`` package.
@@ -47,12 +51,21 @@ class BPE:
             ) from None
         self.corpus, self.size = corpus, size
         self._package = tokenizers
+        self._watcher: Watcher = Unwatched()
+
+    def prepare(self, watcher: Watcher) -> None:
+        """See ``Tokenizer.prepare``: reads the corpus and trains, unless it was done before."""
+        self._watcher = watcher
+        try:
+            self._trained  # noqa: B018
+        finally:
+            self._watcher = Unwatched()
 
     @cached_property
     def _trained(self) -> Any:
-        text = text_of(self.corpus, Unwatched())
-        learned_from = f"{text.about['content']}-{self.corpus.validation}-{self.corpus.test}-{self.size}"
-        digest = hashlib.blake2b(learned_from.encode(), digest_size=16).hexdigest()
+        text = text_of(self.corpus, self._watcher)
+        learned_from = text.digests[parts_of(text, self.corpus)[TRAIN]].tobytes() + str(self.size).encode()
+        digest = hashlib.blake2b(learned_from, digest_size=16).hexdigest()
         place = made_once(cache_directory() / "bpe" / digest, self._train, lambda it: (it / "tokenizer.json").exists())
         return self._package.Tokenizer.from_file(str(place / "tokenizer.json"))
 
@@ -70,8 +83,11 @@ class BPE:
 
     def _training_text(self) -> Iterator[str]:
         text = text_of(self.corpus, Unwatched())
-        for document in parts_of(text, self.corpus)[TRAIN]:
+        numbers = parts_of(text, self.corpus)[TRAIN]
+        self._watcher.begin(f"learning {self.size} byte pairs", int(text.lengths[numbers].sum()))
+        for document in numbers:
             for piece, _ in pieces_of(text.of(int(document))):
+                self._watcher.tick(len(piece.encode()))
                 yield piece
 
     @cached_property
@@ -80,38 +96,18 @@ class BPE:
         return "bpe-" + hashlib.blake2b(self._trained.to_str().encode(), digest_size=16).hexdigest()
 
     @cached_property
-    def _bytes(self) -> list[bytes]:
-        """What each id stands for."""
-        byte_of = {character: byte for byte, character in enumerate(_characters())}
+    def known(self) -> Sequence[bytes]:
+        """See ``Table.known``; ids that the text had no pair for stand for nothing."""
+        byte_of = {character: byte for byte, character in enumerate(byte_characters())}
         count = self._trained.get_vocab_size()
-        return [bytes(byte_of[c] for c in self._trained.id_to_token(i)) for i in range(count)]
+        found = [bytes(byte_of[c] for c in self._trained.id_to_token(i)) for i in range(count)]
+        return found + [b""] * (self.size - count)
 
     @cached_property
-    def vocabulary(self) -> tuple[str, ...]:
+    def vocabulary(self) -> Sequence[str]:
         """See ``Tokenizer.vocabulary``."""
-        return tuple(token.decode(errors="replace") for token in self._bytes)
-
-    @cached_property
-    def byte_lengths(self) -> NDArray[np.int64]:
-        """See ``Tokenizer.byte_lengths``."""
-        return np.array([len(token) for token in self._bytes])
+        return Names(self.size, lambda: [token.decode(errors="replace") for token in self.known])
 
     def encode(self, text: str) -> NDArray[np.int64]:
         """See ``Tokenizer.encode``."""
         return np.array(self._trained.encode(text).ids, np.int64)
-
-    def to_bytes(self, ids: NDArray[np.int64]) -> bytes:
-        """See ``Tokenizer.to_bytes``."""
-        known = self._bytes
-        return b"".join(known[i] for i in ids.tolist())
-
-    def decode(self, ids: NDArray[np.int64]) -> str:
-        """See ``Tokenizer.decode``."""
-        return self.to_bytes(ids).decode(errors="replace")
-
-
-def _characters() -> list[str]:
-    """The character that stands for each byte in GPT-2's files: itself where it can be seen, else one from 256 on."""
-    seen = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    hidden = [byte for byte in range(256) if byte not in seen]
-    return [chr(byte) if byte in seen else chr(256 + hidden.index(byte)) for byte in range(256)]

@@ -5,13 +5,15 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from lcbench.tokenizer.base import Lossless
 
-class Bytes:
+
+class Bytes(Lossless):
     """One id a byte of UTF-8."""
 
     vocabulary = tuple(chr(byte) for byte in range(256))
     identity = "bytes"
-    byte_lengths: NDArray[np.int64] = np.ones(256, np.int64)
+    byte_lengths: NDArray[np.int64] = np.ones(256, np.int64)  # type: ignore[assignment]
 
     def encode(self, text: str) -> NDArray[np.int64]:
         """See ``Tokenizer.encode``."""

@@ -12,18 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lcbench.corpus.base import TEST, TRAIN, VALIDATION
 from lcbench.corpus.cache import made_once
-from lcbench.corpus.documents import (
-    TEST,
-    TRAIN,
-    VALIDATION,
-    Unwatched,
-    parts_of,
-    pieces_of,
-    text_of,
-    tokens_of,
-    word_starts,
-)
+from lcbench.corpus.documents import Unwatched, pieces_of, text_of, tokens_of, word_starts
+from lcbench.corpus.split import parts_of
 from lcbench.corpus.text_files import TextFiles
 from lcbench.errors import ConfigurationError
 from lcbench.tokenizer.bytes import Bytes
@@ -39,6 +31,9 @@ class Pairs(Bytes):
         data = np.frombuffer(text.encode(), np.uint8).astype(np.int64)
         even = data[: len(data) // 2 * 2].reshape(-1, 2)
         return np.concatenate([even[:, 0] * 256 + even[:, 1], data[len(even) * 2 :] + 2**16])
+
+    def to_bytes(self, ids: np.ndarray) -> bytes:
+        return b"".join(bytes(divmod(i, 256)) if i < 2**16 else bytes([i - 2**16]) for i in ids.tolist())
 
 
 def corpus_in(folder: Path, texts: list[str]) -> TextFiles:
@@ -165,7 +160,7 @@ def test_copies_of_a_document_are_in_one_part(tmp_path: Path, kept: Path) -> Non
     text = text_of(corpus, Unwatched())
     seen = [{bytes(text.of(n)) for n in numbers} for numbers in parts_of(text, corpus).values()]
     assert sum(map(len, seen)) == 4
-    few = corpus_in(tmp_path / "few", ["a", "b", "a"])
+    few = TextFiles(path=corpus_in(tmp_path / "few", ["a", "b", "a"]).path, split="documents")
     text = text_of(few, Unwatched())
     with pytest.raises(ConfigurationError, match=r"too few different documents, 2, .* the least is 3"):
         parts_of(text, few)

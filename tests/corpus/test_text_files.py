@@ -17,7 +17,7 @@ from lcbench.errors import ConfigurationError
 
 def read(path: Path, **options: object) -> tuple[dict[str, str], Documents]:
     """The texts by file name, and what was read."""
-    corpus = TextFiles(path=str(path), **options)  # type: ignore[arg-type]
+    corpus = TextFiles(path=str(path), split="documents", **options)  # type: ignore[arg-type]
     found = text_of(corpus, Unwatched())
     return {str(i): found.of(i).tobytes().decode() for i in range(len(found))}, found
 
@@ -85,7 +85,7 @@ def test_a_line_without_end_takes_no_memory(tmp_path: Path) -> None:
         for _ in range(40):
             file.write(b"0123456789" * 2**17)  # 1.25 MiB
     tracemalloc.start()
-    found = text_of(TextFiles(path=str(path)), Unwatched())
+    found = text_of(TextFiles(path=str(path), split="documents"), Unwatched())
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert found.ends.tolist() == [50 * 2**20]

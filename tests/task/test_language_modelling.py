@@ -12,7 +12,8 @@ from torch import Tensor
 
 from lcbench.attention.base import Facts
 from lcbench.composition import build, compose
-from lcbench.corpus.documents import TEST, VALIDATION, Unwatched
+from lcbench.corpus.base import TEST, VALIDATION
+from lcbench.corpus.documents import Unwatched
 from lcbench.corpus.text_files import TextFiles
 from lcbench.dataset.base import TRAIN
 from lcbench.engine.evaluation import score
@@ -124,7 +125,7 @@ def test_a_uniform_model_gives_the_size_of_the_vocabulary(task: LanguageModellin
     assert found["perplexity"] == pytest.approx(256, rel=1e-5)
     assert found["bits_per_byte"] == pytest.approx(8, rel=1e-5)
     assert found["perplexity_low"] == pytest.approx(256, rel=1e-4)
-    if "word_perplexity" in found:
+    if name != "truncated_document":
         words = found["perplexity"] ** (found["perplexity_n"] / found["word_perplexity_n"])
         assert found["word_perplexity"] == pytest.approx(words, rel=1e-5)
     assert {task.chance[metric] for metric in ("loss", "perplexity")} == {math.log(256), 256}
@@ -148,6 +149,10 @@ def test_a_model_without_context_scores_the_same_under_every_protocol(task: Lang
         assert found["word_perplexity"] == pytest.approx(math.exp(sum(whole) / words))
         assert found["loss_low"] < found["loss"] < found["loss_high"]
     cut = scores(Fixed(table), task, "truncated_document")
+    begun = [len(t[:17].split()) - (not t[:1].isspace()) for t in texts]
+    by_word = [sum(document[:16]) / n for document, n in zip(nats, begun, strict=True) if n]
+    assert cut["word_perplexity_n"] == sum(begun)
+    assert cut["word_perplexity"] == pytest.approx(math.exp(np.mean(by_word)))
     assert cut["loss"] == pytest.approx(np.mean([np.mean(document[:16]) for document in nats]))
     assert cut["perplexity"] == pytest.approx(math.exp(cut["loss"]))
 
