@@ -117,7 +117,6 @@ class Context(Facts):
         low, high = first.aminmax()
         return int(low) if bool(low == high) else None
 
-
     @cached_property
     def whole_rows(self) -> int:
         """How many batch rows, from the first, are of one document each; 0 where there are no documents, or padding,

@@ -47,5 +47,11 @@ def text_run(tmp_path_factory: pytest.TempPathFactory, texts: Path) -> Path:
 @pytest.fixture(scope="session")
 def landmark_run(tmp_path_factory: pytest.TempPathFactory, texts: Path) -> Path:
     words = ("task=language_modelling", "corpus=text_files", f"corpus.path={texts}", "task.length=32", "position=rope")
-    landmark = ("attention=landmark", "attention.block=4", "attention.window=16", "dataset=landmark", "dataset.block=4")
+    landmark = (
+        "attention=landmark",
+        "attention.block=4",
+        "attention.window=16",
+        "dataset=landmark",
+        "dataset.block=4",
+    )
     return trained(tmp_path_factory.mktemp("landmark"), *words, *landmark)
