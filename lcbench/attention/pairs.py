@@ -165,7 +165,7 @@ class Pairs:
         return own and self.causal and not self.ragged and (self.reach is None or isinstance(self.reach, Segment))
 
     def pattern(self, block: Block) -> tuple[int, int, int] | None:
-        """What ``visible`` follows from where a block's place decides nothing: blocks that agree in it have one mask."""
+        """What ``visible`` follows from where a block's place decides nothing: blocks that agree have one mask."""
         if self.ragged or not isinstance(self.reach, Window) or self.first is None:
             return None
         rows, columns, floor = block.rows, block.columns, self.reach.floor

@@ -67,19 +67,24 @@ def attend(
         ``[batch, heads, q_time, head_dim]``; 0 where a query sees no key.
     """
     # where nothing came before, a row of one document needs no mask against others
-    whole = context.whole_rows if reach is None and vectors is None and keys.length == q.shape[2] else 0
+    alike = reach is None and vectors is None and keys.documents is context.documents
+    whole = context.whole_rows if alike and keys.length == q.shape[2] else 0
     if not whole:
         return _ordered(q, context, keys, position, causal, reach, dropout, vectors, False)[0]
-    sizes = [whole, len(q) - whole] if whole < len(q) else [whole]
+    spans = [slice(0, whole), slice(whole, len(q))] if whole < len(q) else [slice(0, whole)]
+    sizes = [span.stop - span.start for span in spans]
     outputs = []
-    for number, (part, k, v) in enumerate(zip(q.split(sizes), keys.k.split(sizes), keys.v.split(sizes), strict=True)):
-        rows = slice(0, whole) if number == 0 else slice(whole, None)
-        of_rows, facts = keys.map(lambda tensor: tensor[rows]), context.map(lambda tensor: tensor[rows])
-        if number == 0:
-            of_rows, facts = replace(of_rows, documents=None), replace(facts, documents=None)
-        of_rows = replace(of_rows, k=k, v=v)
-        outputs.append(_ordered(part, facts, of_rows, position, causal, reach, dropout, vectors, False)[0])
+    for span, own_q, k, v in zip(spans, q.split(sizes), keys.k.split(sizes), keys.v.split(sizes), strict=True):
+        cut = _rows(span)
+        facts, own = context.map(cut), replace(keys.map(cut), k=k, v=v)
+        if span.start == 0:
+            facts, own = replace(facts, documents=None), replace(own, documents=None)
+        outputs.append(_ordered(own_q, facts, own, position, causal, reach, dropout, vectors, False)[0])
     return torch.cat(outputs)
+
+
+def _rows(span: slice) -> Callable[[Tensor], Tensor]:
+    return lambda tensor: tensor[span]
 
 
 def attend_part(

@@ -2,9 +2,10 @@
 
     S = c Q K^T + M,   P = softmax(S),   O = P V
 
-M is what the encoding adds, and the least number where a key is hidden. A block of b queries reads b + w - 1 keys (both
-ways b + 2 (w - 1)); where positions are known and follow each other, one M serves all blocks, and where the sequence
-begins or ends a part of it does. So it is made once, enters with the product, and its gradient is summed over blocks:
+M is what the encoding adds, and the least number where a key is hidden. A block of b queries reads b + w - 1 keys
+(both ways b + 2 (w - 1)); where positions are known and follow each other, one M serves all blocks, and where the
+sequence begins or ends a part of it does. So it is made once, enters with the product, and its gradient is summed over
+blocks:
 
     dV = P^T dO,   dM = dS = P * (dO V^T - rowsum(P * dO V^T)),   dQ = c dS K,   dK = c dS^T Q
 

@@ -115,6 +115,45 @@ def test_documents_known_on_one_side_only_count_as_document_zero(encoding: Posit
     assert not bool(ours[:, :, 8].any())
 
 
+@pytest.mark.parametrize("documents", [[[3] * 9, [0, 0, 0, 0, 1, 1, 1, 1, 1]], [[0, 0, 0, 0, 1, 1, 1, 1, 1], [3] * 9]])
+@every_case
+def test_rows_of_one_document_are_read_as_without_a_name(
+    name: str, encoding: type[PositionEncoding], options: dict[str, Any], documents: list[list[int]]
+) -> None:
+    """Whether they come first, and need no mask, or behind others; outputs and gradients."""
+    made = build(encoding, options)
+    named = torch.tensor(documents)
+    positions = torch.arange(TIME) - torch.where(named == 1, 4, 0)
+    drawn = draw(TIME)
+    whole, mixed = (0, 1) if documents[0][0] == 3 else (1, 0)
+    alone = [tuple(tensor[row : row + 1] for tensor in drawn) for row in (whole, mixed)]
+    expected = torch.cat(
+        [
+            attention(made, alone[0], Context(positions[whole : whole + 1])),
+            torch.cat(
+                [
+                    attention(
+                        made,
+                        tuple(t[:, :, span] if t.dim() == 4 else t[:, span] for t in alone[1]),
+                        Context(positions[mixed : mixed + 1, span]),
+                    )
+                    for span in (slice(0, 4), slice(4, TIME))
+                ],
+                2,
+            ),
+        ]
+    )  # the row of one document, then the other
+    ours = attention(made, drawn, Context(positions, documents=named))[[whole, mixed]]
+    assert distance(ours, expected) < 1e-12
+    weight = torch.randn_like(ours)
+    for gradient, of_expected in zip(
+        torch.autograd.grad((ours * weight).sum(), drawn[:3]),
+        torch.autograd.grad((expected * weight).sum(), drawn[:3]),
+        strict=True,
+    ):
+        assert distance(gradient, of_expected) < 1e-12
+
+
 def test_more_queries_than_keys_have_no_causal_order() -> None:
     q, k, v, _ = draw(TIME)
     context = consecutive(4)
