@@ -192,10 +192,7 @@ class _PartsAttention(torch.autograd.Function):
         assert total is not None
         # a query that sees nothing got the mean of what is hidden
         hidden = total <= torch.finfo(total.dtype).min / 2
-        ctx.blind = bool(hidden.any())
-        if ctx.blind:
-            o, total = o.masked_fill(hidden, 0), total.masked_fill(hidden, 0)
-        o = o.to(laid[0].dtype)
+        o, total = o.masked_fill(hidden, 0).to(laid[0].dtype), total.masked_fill(hidden, 0)
         ctx.save_for_backward(o, total, hidden, *laid)
         return o
 
@@ -203,8 +200,7 @@ class _PartsAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_o: Tensor) -> tuple[Tensor | None, ...]:
         o, total, hidden, *laid = ctx.saved_tensors
-        if ctx.blind:
-            d_o = d_o.masked_fill(hidden, 0)
+        d_o = d_o.masked_fill(hidden, 0)
         gradients: list[Tensor | None] = [None, None]
         with without_autocast(o.device):
             for n, part in enumerate(ctx.parts):

@@ -124,7 +124,7 @@ def test_a_signal_before_there_is_a_run_ends_with_the_same_code(tmp_path, moment
     code = f"""
 import os, signal, sys
 import {module} as module
-def preempted(*words):
+def preempted(*words, **named):
     os.kill(os.getpid(), signal.SIGUSR1)
 module.{name} = preempted
 from lcbench.cli import main

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import csv
 import io
 import json
 import math
@@ -19,6 +21,7 @@ from rich.console import Console
 from lcbench.again import evaluate, resume
 from lcbench.composition import build, compose
 from lcbench.corpus.text_files import TextFiles
+from lcbench.engine.progress import composing
 from lcbench.errors import ConfigurationError
 from lcbench.objective import next_token
 from lcbench.objective.next_token import next_token_loss
@@ -111,6 +114,133 @@ def test_a_changed_corpus_does_not_go_on_silently(texts: Path, run_here: Run) ->
     longer = resume(folder, ["trainer.max_steps=6"], Console(quiet=True))
     assert longer["status"] == "failed"
     assert "changed since" in longer["error"]
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_losses_of_documents_stand_beside_the_record(texts: Path, run_here: Run) -> None:
+    result, folder, _ = run_here(base=words(texts, "trainer.max_steps=4", "corpus.validation=0.3"))
+    rows = rows_of(folder / "documents.csv")
+    for name in ("non_overlapping", "sliding", "streaming"):
+        mine = [row for row in rows if row["evaluation_set"] == name]
+        assert len(mine) == result[f"counts/{name}/documents"]
+        nats = sum(float(row["nats"]) for row in mine)
+        assert nats / sum(int(row["tokens"]) for row in mine) == pytest.approx(result[f"scores/{name}/loss"])
+        assert all((texts / row["document"]).exists() for row in mine)
+    before = (folder / "documents.csv").read_text()
+    found = evaluate(folder, ["evaluation.sets=[test_sliding]", "evaluation.lengths=[16]"], Console(quiet=True))
+    assert found["status"] == "completed", found["error"]
+    (beside,) = (folder / "evaluations").glob("*.csv")
+    assert beside.with_suffix(".json").exists()
+    assert {row["evaluation_set"] for row in rows_of(beside)} == {"test_sliding", "test_sliding_length_16"}
+    assert (folder / "documents.csv").read_text() == before
+
+
+def test_an_evaluation_that_goes_on_keeps_the_losses_it_has(
+    texts: Path, run_here: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, folder, _ = run_here(base=words(texts, "trainer.max_steps=4", "evaluation.sets=[sliding]"))
+    asked = ["evaluation.sets=[test_sliding,streaming]"]
+    with monkeypatch.context() as patched:
+        patched.setattr("lcbench.engine.evaluation.stream_score", lambda *_, **__: 1 / 0)
+        assert evaluate(folder, asked, Console(quiet=True))["status"] == "failed"
+    (beside,) = (folder / "evaluations").glob("*.csv")
+    first = rows_of(beside)
+    assert {row["evaluation_set"] for row in first} == {"test_sliding"}
+    assert evaluate(folder, asked, Console(quiet=True))["status"] == "completed"
+    again = rows_of(beside)
+    assert again[: len(first)] == first
+    assert {row["evaluation_set"] for row in again} == {"test_sliding", "streaming"}
+
+
+def test_a_task_without_documents_leaves_no_table(run_here: Run) -> None:
+    _, folder, _ = run_here()
+    assert not (folder / "documents.csv").exists()
+
+
+@pytest.mark.parametrize("dataset", ["synthetic", "concatenated", "contiguous"])
+def test_a_run_with_a_token_before_documents(dataset: str, texts: Path, run_here: Run) -> None:
+    result, _, _ = run_here(base=words(texts, "task.begin=true", f"dataset={dataset}"))
+    assert result["status"] == "completed", result["error"]
+    assert result["scores/sliding/bits_per_byte"] < 6.5
+
+
+def test_a_changed_tokenizer_does_not_go_on_silently(texts: Path, run_here: Run, tmp_path: Path) -> None:
+    """Its vocabulary may even be larger than the network's."""
+    pytest.importorskip("tiktoken")
+    ranks = tmp_path / "ranks.tiktoken"
+    lines = [f"{base64.b64encode(bytes([byte])).decode()} {byte}" for byte in range(256)]
+    ranks.write_text("\n".join(lines))
+    base = words(
+        texts, "trainer.max_steps=4", "evaluation.sets=[sliding]", "tokenizer=tiktoken", f"tokenizer.name={ranks}"
+    )
+    first, folder, _ = run_here(base=base)
+    assert first["status"] == "completed", first["error"]
+    ranks.write_text("\n".join([*lines, f"{base64.b64encode(b' 1').decode()} 256"]))
+    for found in (
+        evaluate(folder, ["evaluation.sets=[streaming]"], Console(quiet=True)),
+        resume(folder, ["trainer.max_steps=6"], Console(quiet=True)),
+    ):
+        assert found["status"] == "failed"
+        assert "the files of the tokenizer have changed since" in found["error"]
+
+
+def test_composing_neither_reads_nor_trains_unless_it_says_so(
+    texts: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("tokenizers")
+    monkeypatch.setenv("LCBENCH_CACHE", str(tmp_path / "cache"))
+    base = words(texts, "tokenizer=bpe", "tokenizer.size=300")
+    experiment = build(compose(base))
+    assert len(experiment.task.vocabulary) == 300
+    assert not (tmp_path / "cache").exists()
+    # a streamed document may be longer than a table of positions: now the text is needed
+    needed = [*base, "task.max_document=null"]
+    screen = io.StringIO()
+    with composing(Console(file=screen)) as watcher:
+        build(compose(needed), watcher=watcher)
+    said = screen.getvalue()
+    for what in (f"reading {texts}", "learning 300 byte pairs", "cutting the text into tokens"):
+        assert f"{what} (once; kept for the next time)" in " ".join(said.split())
+    silent = io.StringIO()
+    with composing(Console(file=silent)) as watcher:
+        build(compose(needed), watcher=watcher)
+    assert "once" not in silent.getvalue()
+
+
+def test_a_stop_while_text_is_cut_leaves_nothing_half(
+    texts: Path, run_here: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tokenizers")
+    from lcbench.tokenizer.bpe import BPE
+
+    base = words(texts, "tokenizer=bpe", "tokenizer.size=300", "evaluation.sets=[sliding]")
+    monkeypatch.setenv("LCBENCH_CACHE", str(tmp_path / "cache"))
+    encode, calls = BPE.encode, []
+
+    def stopping(self: BPE, text: str) -> np.ndarray:
+        calls.append(text)
+        if len(calls) == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return encode(self, text)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(BPE, "encode", stopping)
+        assert run_here(base=base)[0]["status"] == "interrupted"
+    assert 4 <= len(calls) < 12
+    assert [path.name for path in (tmp_path / "cache" / "tokens").iterdir() if path.is_dir()] == []
+    assert run_here(base=base)[0]["status"] == "completed"
+
+
+def test_memories_of_other_rows_are_refused_where_rows_may_hold_the_same_text(texts: Path) -> None:
+    base = words(texts, "objective=trime", "dataset=packed", "dataset.size=16")
+    build(compose(base))
+    with pytest.raises(ConfigurationError, match=r"objective.memory=external: rows are stretches of a text that may"):
+        build(compose([*base, "objective.memory=external"]))
+    build(compose(["task=passkey", "dataset=packed", "objective=trime", "objective.memory=external", "logger=none"]))
 
 
 def test_broken_and_resumed_it_is_the_same_run(texts: Path, run_here: Run, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -291,3 +292,54 @@ def test_batches_hold_no_more_than_so_many_training_examples(task: LanguageModel
         assert ends[-1][1] == len(rows)
         for start, stop in ends:
             assert stop - start == 1 or rows.take(start, stop).tokens.numel() <= 8 * 16
+
+
+def test_words_are_those_published_where_all_of_a_part_counts(corpus: TextFiles) -> None:
+    table = torch.randn(256, 256, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    counted = TextFiles(path=corpus.path, validation=0.3, test=0.2)
+    counted.words, counted.words_from = {VALIDATION: 1000}, "somebody counted"
+    task = LanguageModelling(counted, Bytes(), length=16, max_document=None)
+    about = task.prepare(Unwatched())
+    assert about["validation_words_published"] == 1000
+    assert about["words_from"] == "somebody counted"
+    plain = scores(Fixed(table), LanguageModelling(corpus, Bytes(), length=16, max_document=None), "sliding")
+    found = scores(Fixed(table), task, "sliding")
+    assert found["word_perplexity"] == pytest.approx(math.exp(found["loss"] * found["loss_n"] / 1000))
+    assert found["word_perplexity_n"] == 1000
+    assert found["word_perplexity_low"] < found["word_perplexity"] < found["word_perplexity_high"]
+    assert found["word_perplexity/white_space"] == plain["word_perplexity"]
+    # part of it, another part, or each target several times: by the words that were read
+    for name, options in (("sliding", {"examples": 10}), ("test_sliding", {}), ("overlapping_all", {})):
+        some = scores(Fixed(table), task, name, **options)
+        assert "word_perplexity/white_space" not in some
+        assert some["word_perplexity_n"] != 1000
+
+
+def test_details_are_the_documents_and_add_up(task: LanguageModelling) -> None:
+    table = torch.randn(256, 256, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for name in ("sliding", "streaming"):
+        tally = task.tally(name)
+        found = scores(Fixed(table), task, name, tally=tally)
+        rows = tally.details()
+        assert len(rows) == task.rows(name, 10_000, 0).counts["documents"]
+        assert sum(row["nats"] for row in rows) == pytest.approx(found["loss"] * found["loss_n"])
+        for key in ("tokens", "bytes"):
+            assert sum(row[key] for row in rows) == found["loss_n"]
+        for row in rows:
+            text = next(
+                text for text in map(task.documents.of, task.numbers(VALIDATION)) if row["tokens"] == len(text) - 1
+            )
+            assert row["bits_per_byte"] == pytest.approx(row["nats"] / row["bytes"] / math.log(2))
+            assert (Path(task.corpus.path) / row["document"]).exists()  # type: ignore[attr-defined]
+            assert len(row["digest"]) == 16
+            assert len(text) > 1
+
+
+def test_a_corpus_may_ask_for_longer_documents(corpus: TextFiles) -> None:
+    longer = TextFiles(path=corpus.path, validation=0.3, test=0.2)
+    longer.min_document = 50
+    task = LanguageModelling(longer, Bytes(), length=16)
+    assert min(task.documents.lengths[task.numbers(VALIDATION)]) >= 50
+    longer.min_document = 100_000
+    with pytest.raises(ConfigurationError, match=r"corpus\.min_document=100000 leaves no document"):
+        LanguageModelling(longer, Bytes(), length=16).numbers(VALIDATION)
