@@ -51,6 +51,45 @@ def test_it_has_the_pages_panels(outputs):
     assert "flip_flop" in json.dumps(asked["spec"]["section"]["run_sets"])
 
 
+def test_online_it_is_made_once_and_then_updated(outputs, monkeypatch, capsys):
+    """With a server that remembers what it was told."""
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    told: list[dict] = []
+    import wandb
+    from wandb_workspaces.workspaces import internal
+
+    class Account:
+        default_entity = "me"
+
+        class client:  # noqa: N801 the attribute that the library reads
+            app_url = "https://wandb.ai"
+
+    def upsert(view):
+        told.append(json.loads(view.model_dump_json()))
+        return {"upsertView": {"view": {"name": view.name, "id": view.id or "an-id"}}}
+
+    class Server:
+        @staticmethod
+        def from_url(url):
+            kept = library.Workspace(entity="me", project="lcbench", name="renamed by its reader")
+            kept._internal_name, kept._internal_id = told[0]["name"], "an-id"
+            return kept
+
+    monkeypatch.setattr(wandb, "Api", Account)
+    monkeypatch.setattr(internal, "upsert_view2", upsert)
+    monkeypatch.setattr(wandb, "termlog", lambda *a, **k: None)
+    monkeypatch.setattr(library.Workspace, "from_url", Server.from_url)
+    assert main(["report", "outputs", "--wandb"]) == 0
+    first = json.loads((outputs / workspace.FILE).read_text())["url"]
+    assert first in capsys.readouterr().out
+    assert main(["report", "outputs", "--wandb"]) == 0
+    assert json.loads((outputs / workspace.FILE).read_text())["url"] == first
+    assert [view["id"] for view in told] == ["", "an-id"]
+    assert told[1]["display_name"] == "renamed by its reader"
+    sections = [view["spec"]["section"]["panel_bank_config"]["sections"] for view in told]
+    assert [[part["name"] for part in each] for each in sections] == 2 * [["flip_flop", "configurations"]]
+
+
 def test_a_server_that_refuses_costs_only_the_workspace(outputs, monkeypatch, capsys):
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     import wandb

@@ -139,11 +139,21 @@ def test_the_search_is_not_in_the_comparison(tmp_path):
     ]
 
 
+def test_runs_without_the_studys_values_are_left_out(tmp_path):
+    write_seeds(tmp_path, "cope", [0.0, 0.01])
+    write_seeds(tmp_path, "longer", [0.9, 0.9], trainer__max_steps=9)
+    found = judged(study(where={"trainer.max_steps": 600}), tmp_path)
+    assert found.table.rows[0].n == 2
+    assert found.table.rows[0].scores["sparse/error"].mean == pytest.approx(0.005)
+    assert found.left_out == ["2 runs without trainer.max_steps=600"]
+
+
 def test_rows_of_several_experiments_are_one_table(tmp_path):
     write_seeds(tmp_path, "cope", [0.0, 0.01])
+    write_seeds(tmp_path, "alibi", [0.1, 0.2], position=ALIBI)
     write_seeds(tmp_path, "lstm", [0.0, 0.0], model=LSTM, position=None, experiment="flip_flop_lstm")
     found = judged(study(experiments=["flip_flop", "flip_flop_lstm"], rows=["model", "position"]), tmp_path)
-    assert sorted(label.split()[-1] for label in found.labels) == ["cope", "lstm"]
+    assert sorted(found.labels) == ["alibi", "cope", "lstm"]
 
 
 @pytest.fixture

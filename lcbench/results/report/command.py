@@ -51,8 +51,8 @@ def report_command(words: list[str], console: Console) -> int:
     write_text(file, page(title, comparison, sections, on_page))
     console.print(f"page        {file}", soft_wrap=True)
     for folder, each in found.items():
-        if not each.labels:
-            console.print(f"study       {_name(folder, experiments)}: no run is completed; its record stays as it is")
+        if each.table is None:
+            console.print(f"study       {folder}: no run is completed; its record stays as it is", soft_wrap=True)
             continue
         written = write_record(folder, _name(folder, experiments), each)
         console.print(f"study       {written[0]}: {each.verdict}", soft_wrap=True)

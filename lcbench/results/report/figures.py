@@ -160,7 +160,7 @@ def _in_order(alt: Any, field: str, order: str) -> Any:
 def _scores(means: Means) -> Any:
     """A line a configuration: seeds as points, the interval as a bar, the mean as a tick, a paper's as a cross."""
     alt = means.alt
-    axis = alt.Axis(labelFontSize=12, ticks=False, domain=False, grid=True)
+    axis = alt.Axis(labelFontSize=12, labelPadding=10, ticks=False, domain=False, grid=True)
     y = alt.Y("label:N", sort=alt.EncodingSortField(field="row", op="min"), title=None, axis=axis)
     x = alt.X(**means.value("value", scale=alt.Scale(nice=True, zero=True)))
     common = {"y": y, "color": means.colour, "tooltip": means.tip()}

@@ -41,6 +41,9 @@
     const columns = section.columns;
     const values = Object.fromEntries(columns.map((key) => [key, [...new Set(section.rows.map((row) => row.keys[key] ?? ""))].sort(ordered)]));
     section.values = values;
+    // a key says something where two configurations differ in it alone
+    const apart = (key) => section.rows.map((row) => JSON.stringify(columns.filter((other) => other !== key).map((other) => row.keys[other] ?? "")));
+    section.joined = columns.filter((key) => values[key].length > 1 && new Set(apart(key)).size < section.rows.length);
     const counted = (key) => values[key].every((value) => typeof number(value) === "number");
     // a choice of a group before any other key, then the most values that there are colours for
     const most = (a, b) => a.includes(".") - b.includes(".") || values[b].length - values[a].length;
@@ -55,7 +58,7 @@
       colour: single ?? (section.rows.length <= COLOURS ? "" : few[0] ?? ""),
       curve: "evaluation_error",
       cost: [...COSTS].reverse().find((cost) => section.rows.some((row) => isNumber(row.cost[cost.name])))?.name,
-      key: columns.filter((key) => values[key].length > 1).sort((a, b) => counted(b) - counted(a) || values[b].length - values[a].length)[0] ?? null,
+      key: section.joined.toSorted((a, b) => counted(b) - counted(a) || values[b].length - values[a].length)[0] ?? null,
       sort: null,
     };
   };
@@ -164,7 +167,7 @@
       title: "Against a key", most: 5 * MOST_BARS,
       say: "Configurations that differ in this key alone are joined.",
       controls: () => {
-        const keys = section.columns.filter((key) => section.values[key].length > 1);
+        const keys = section.joined;
         return state.key === null ? [] : [pick("key", keys, state.key, (value) => { state.key = value; })];
       },
       panels: (rows) => state.key === null ? [] : sets().map((set) => {

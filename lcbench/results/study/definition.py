@@ -7,6 +7,7 @@
     commands: [lcbench -m experiment=cope/flip_flop]
     rows: [model, position]            # the keys that make a row; all others belong to the row
     metrics: [sparse/error]            # the columns
+    where: {trainer.max_steps: 1000}   # what runs must have to belong to it
     seeds: [0, 1, 2, 3, 4]             # of the comparison
     tuning: {seeds: [100], key: optimizer.lr, metrics: [in_distribution/error]}
     paper:                             # its numbers, by values of the rows' keys
@@ -110,6 +111,7 @@ class Study(_Part):
     commands: list[str] = pydantic.Field(min_length=1)
     rows: list[str] = pydantic.Field(min_length=1)
     metrics: list[str] = pydantic.Field(min_length=1)
+    where: Where = {}
     seeds: list[int] | None = None
     solved: float = 0.01
     tuning: Tuning | None = None

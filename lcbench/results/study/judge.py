@@ -95,10 +95,15 @@ def findings(study: Study, name: str, runs: Sequence[Run]) -> Findings:
     """
     # one table, whatever experiments its rows come from
     ours = [replace(run, experiment=name) for run in runs if run.experiment in study.experiments]
+    elsewhere = [run for run in ours if not _belongs(study, run)]
+    ours = [run for run in ours if _belongs(study, run)]
     of_search = study.tuning.seeds if study.tuning else []
     searched = [run for run in ours if run.seed in of_search]
     compared = [r for r in ours if r.seed not in of_search and (study.seeds is None or r.seed in study.seeds)]
     left_out = []
+    if elsewhere:
+        asked = ", ".join(f"{key}={text}" for key, text in typed(study.where).items())
+        left_out.append(f"{count(len(elsewhere), 'run')} without {asked}")
     if others := len(ours) - len(searched) - len(compared):
         left_out.append(f"{count(others, 'run')} of other seeds")
     searched, strangers = _searched(study, searched, compared)
@@ -127,6 +132,10 @@ def findings(study: Study, name: str, runs: Sequence[Run]) -> Findings:
         compared=compared,
         searched=searched,
     )
+
+
+def _belongs(study: Study, run: Run) -> bool:
+    return all(shown(value_of(run.config, key)) == text for key, text in typed(study.where).items())
 
 
 def _table(study: Study, runs: Sequence[Run]) -> Table | None:
