@@ -146,6 +146,41 @@ def test_rows_have_short_names_that_differ(tmp_path):
     assert section_of(section.table).labels == section.labels
 
 
+MAPS = {
+    "run": "one",
+    "step": 600,
+    "set": "sparse",
+    "example": 3,
+    "figure": None,
+    "tokens": ["w", EVIL, "r"],
+    "scored": [False, False, True],
+    "queries": [1, 2],
+    "layers": [[{"weights": [[0.25, 0.75], [0.1, 0.2, 0.7]], "gates": [[1, 0], [1, 0, 1]]}]],
+}
+
+
+def test_maps_are_shown_of_one_run_a_row_and_broken_ones_are_named(tmp_path, reported):
+    for seed in (0, 1):
+        write_run(tmp_path / "outputs" / f"cope-{seed}", {"sparse/error": 0.1}, seed=seed)
+        (tmp_path / "outputs" / f"cope-{seed}" / "maps.json").write_text(json.dumps(MAPS))
+    broken = {
+        "rope": "{",
+        "alibi": json.dumps(MAPS | {"queries": [1, 3]}),
+        "relative": json.dumps(MAPS | {"queries": [0, 2]}),
+    }
+    for name, text in broken.items():
+        write_run(tmp_path / "outputs" / name, {"sparse/error": 0.1}, position={"_target_": f"{name}.A"})
+        (tmp_path / "outputs" / name / "maps.json").write_text(text)
+    _, parts, data = reported()
+    assert len(parts.scripts) == 3
+    (maps,) = data["sections"][0]["maps"]
+    assert (maps["seed"], maps["tokens"], maps["layers"]) == (0, MAPS["tokens"], MAPS["layers"])
+    unreadable = {run["folder"]: run["reason"] for run in data["unreadable"]}
+    assert set(unreadable) == {f"outputs/{name}/maps.json" for name in broken}
+    assert "a query lies outside of the example" in unreadable["outputs/alibi/maps.json"]
+    assert "not those of the keys up to each query" in unreadable["outputs/relative/maps.json"]
+
+
 def test_options_and_mistakes(tmp_path, reported, capsys):
     write_seeds(tmp_path / "outputs", "cope", [0.0, 0.5])
     write_seeds(tmp_path / "outputs", "rope", [0.0, 0.5], position=ROPE)

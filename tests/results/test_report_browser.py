@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 
@@ -17,6 +18,15 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium o
 EVIL = '</script><img src=x onerror="window.broken=1">'
 ALIBI = {"_target_": "lcbench.position.alibi.Alibi"}
 HEADER = "step,seconds,tokens,tokens_per_second,learning_rate,loss,evaluation_error\n"
+
+
+def maps(counts: bool) -> dict:
+    """Two layers of one head that read three tokens, of two queries."""
+    weights = {"weights": [[0.5, 0.5], [0.1, 0.1, 0.8]]}
+    kinds = weights | ({"gates": [[1, 0], [1, 0, 1]], "positions": [[1, 0], [2, 1, 1]]} if counts else {})
+    return {"step": 1, "set": "sparse", "example": 0, "tokens": ["w", EVIL, "r"], "queries": [1, 2]} | {
+        "layers": [[kinds], [kinds]]
+    }
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +45,8 @@ def page_file(tmp_path_factory):
                 run = write_run(
                     place / "outputs" / f"{name}-{lr}-{seed}", errors, seed=seed, optimizer__lr=lr, **changes
                 )
+                if lr == 0.01 and name != "alibi":
+                    (run / "maps.json").write_text(json.dumps(maps(counts=name == "cope")))
                 (run / "metrics.csv").write_text(HEADER + "".join(f"{i},1,1,1,1,{level},\n" for i in range(1, 99)))
     write_run(place / "outputs" / "failed", {}, status="failed", seed=7, record={"error": EVIL})
     write_run(place / "outputs" / "other", {"sparse/error": 0.3}, experiment=EVIL)
@@ -90,7 +102,7 @@ def chip(page, group: str, name: str):
 
 def test_every_figure_is_drawn(open_page):
     page = open_page()
-    for name in ("scores", "lengths", "groups", "keys", "curves", "costs"):
+    for name in ("scores", "lengths", "groups", "keys", "curves", "costs", "maps"):
         marks = page.locator(f"#{name} .chart svg path").count()
         assert marks > 3, name
     assert page.locator("#scores figcaption").all_inner_texts() == ["sparse", "dense", "sparse_length_4x"]
@@ -122,6 +134,25 @@ def test_filters_by_key_set_and_metric(open_page):
     chip(page, "position", "alibi").click()
     drawn(page)
     assert rows(page) == ["alibi", "cope", "rope"]
+
+
+def test_maps_of_another_run_and_query(open_page):
+    page = open_page()
+    captions, cells = page.locator("#maps figcaption"), page.locator("#maps .mark-rect path")
+    assert captions.all_inner_texts() == ["weights", "gates", "positions"]
+    assert cells.count() == 3 * 2 * 3
+    page.locator("#maps select[name=query]").select_option("0")
+    drawn(page)
+    assert cells.count() == 3 * 2 * 2
+    page.locator("#maps select[name=run]").select_option("1")
+    drawn(page)
+    assert captions.all_inner_texts() == ["weights"]
+    assert cells.count() == 2 * 3, "another run begins with its last query"
+    assert EVIL[:9] in page.locator("#maps select[name=query]").inner_text()
+    for name in ("cope", "rope"):
+        chip(page, "position", name).click()
+    drawn(page)
+    assert page.locator("#maps").is_hidden()
 
 
 def test_nothing_left_is_no_error(open_page):

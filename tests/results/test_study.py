@@ -189,7 +189,7 @@ def test_the_record_has_ours_beside_the_papers(tmp_path, outputs):
     assert "**1.00 %** (0.00 to 3.48 %, 2/3 solved) | 4.90 % |" in cope
     assert rope.endswith("not reported |")
     assert absolute == "| absolute | not run | not run | 21.70 % |"
-    assert "**Verdict: holds.** all of 1 statement." in text
+    assert "**Verdict: holds.** 1 statement of 1." in text
     assert "lcbench -m experiment=flip_flop" in text
     assert "It is &lt;smaller>." in text
     assert core_hours(found.compared) == 12

@@ -149,6 +149,7 @@ def units(means: Means) -> dict[str, Any]:
         "keys": _lines(means, _in_order(alt, "value", "place")),
         "curves": _curves(means),
         "costs": _costs(means),
+        "maps": _maps(means),
     }
 
 
@@ -208,6 +209,21 @@ def _costs(means: Means) -> Any:
         base.mark_circle(size=70, opacity=1).encode(y=mean),
         base.mark_text(dx=8, align="left", fontSize=11).encode(y=mean, text="text:N"),
     ).properties(height=240, width=300)
+
+
+def _maps(means: Means) -> Any:
+    """A line a layer and head, a cell a key: the stronger the colour, the more."""
+    alt = means.alt
+    word = "slice(datum.value, indexof(datum.value, ' ') + 1)"
+    x = alt.X("key:O", title=None, sort=alt.EncodingSortField(field="place", op="min"))
+    x = x.axis(labelExpr=word, labelAngle=0, labelOverlap="greedy", labelLimit=40, ticks=False, domain=False)
+    y = alt.Y("head:O", title=None, sort=alt.EncodingSortField(field="order", op="min"))
+    opacity = alt.Opacity("number:Q", scale=alt.Scale(zero=True, range=[0.04, 1]), legend=None)
+    cells = means.chart("cells").mark_rect(stroke=None)
+    cells = cells.encode(
+        x=x, y=y.axis(ticks=False, domain=False), color=means.colour, opacity=opacity, tooltip=means.tip()
+    )
+    return means.layers(cells).properties(height=alt.Step(20), width=300)
 
 
 @dataclass(frozen=True)

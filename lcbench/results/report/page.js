@@ -60,6 +60,8 @@
       cost: [...COSTS].reverse().find((cost) => section.rows.some((row) => isNumber(row.cost[cost.name])))?.name,
       key: section.joined.toSorted((a, b) => counted(b) - counted(a) || values[b].length - values[a].length)[0] ?? null,
       sort: null,
+      map: 0,
+      query: null,
     };
   };
 
@@ -206,8 +208,45 @@
       }),
       filled: (panel) => panel.data.points.length,
     },
+    maps: {
+      title: "Maps", most: MOST_BARS, column: true,
+      say: "What each layer and head looks at in one example, and, where the encoding counts, its gates and the positions it counts; the stronger the colour, the more.",
+      controls: () => {
+        const shown = mapShown();
+        if (!shown) return [];
+        const { maps, query, all } = shown;
+        return [
+          pick("run", all.map((_, i) => String(i)), String(all.indexOf(maps)), (value) => { state.map = section.maps.indexOf(all[Number(value)]); state.query = null; },
+            (i) => `${section.rows[all[i].row].label}, seed ${all[i].seed}, ${all[i].set} ${all[i].example}`),
+          pick("query", maps.queries.map((_, i) => String(i)), String(query), (value) => { state.query = Number(value); },
+            (i) => `${maps.tokens[maps.queries[i]]} at ${maps.queries[i]}`),
+        ];
+      },
+      panels: () => {
+        const shown = mapShown();
+        if (!shown) return [];
+        const { maps, query } = shown;
+        const kinds = [...new Set(maps.layers.flat().flatMap((head) => Object.keys(head)))];
+        return kinds.map((kind) => ({
+          caption: kind,
+          data: { cells: maps.layers.flatMap((heads, layer) => heads.flatMap((head, h) => (head[kind]?.[query] ?? []).map((number, place) => ({
+            key: `${place} ${maps.tokens[place]}`, place, number, head: `layer ${layer + 1} head ${h + 1}`, order: layer * 1000 + h, colour: colour(maps.row),
+            tip: `layer ${layer + 1}, head ${h + 1}, ${maps.tokens[place]} at ${place}: ${number}`,
+          })))) },
+        }));
+      },
+      filled: (panel) => panel.data.cells.length,
+    },
   };
 
+  // the maps that the filters leave, that which is chosen, and the query it shows: the last, unless chosen
+  const mapShown = () => {
+    const rows = new Set(visible()), all = section.maps.filter((maps) => rows.has(maps.row) && maps.queries.length);
+    if (!all.length) return null;
+    const maps = all.includes(section.maps[state.map]) ? section.maps[state.map] : all[0];
+    const query = state.query !== null && state.query < maps.queries.length ? state.query : maps.queries.length - 1;
+    return { maps, query, all };
+  };
   const pick = (name, options, chosen, change, title = (x) => x) =>
     el("label", {}, el("span", { class: "name soft" }, `${name} `),
       el("select", { name, onchange: (event) => { change(event.target.value); draw(); } },
@@ -238,11 +277,9 @@
       skeleton.figures[name] = el("section", { id: name, class: "figure" });
       main.append(skeleton.figures[name]);
     }
-    skeleton.maps = el("section", { id: "maps" });
     skeleton.configs = el("section", { id: "configs" });
     skeleton.runs = el("section", { id: "runs" });
-    main.append(skeleton.maps, skeleton.configs, skeleton.runs);
-    drawMaps();
+    main.append(skeleton.configs, skeleton.runs);
     drawRuns();
   };
 
@@ -260,7 +297,7 @@
     const known = new Map([...(grid?.children ?? [])].map((child) => [child.dataset.caption, child]));
     grid ??= el("div");
     // two beside each other where three would leave one alone
-    grid.className = `panels${say(figure.wide) || panels.length === 2 || panels.length === 4 ? " wide" : ""}`;
+    grid.className = figure.column ? "panels column" : `panels${say(figure.wide) || panels.length === 2 || panels.length === 4 ? " wide" : ""}`;
     const nodes = panels.map((panel) => {
       const node = known.get(panel.caption) ?? el("figure", { "data-caption": panel.caption }, el("figcaption", {}, panel.caption), el("div", { class: "chart" }));
       return node;
@@ -268,7 +305,7 @@
     grid.replaceChildren(...nodes);
     const controls = figure.controls?.() ?? [];
     place.replaceChildren(el("h2", {}, say(figure.title)), el("p", { class: "say" }, say(figure.say) + note),
-      controls.length ? el("div", { class: "controls" }, controls) : "", name === "scores" ? "" : legend(shown), grid);
+      controls.length ? el("div", { class: "controls" }, controls) : "", name === "scores" || name === "maps" ? "" : legend(shown), grid);
     for (const [i, each] of panels.entries())
       await panel(`${name} ${each.caption}`, name, nodes[i].querySelector(".chart"), each.data, { share: share(), ...(each.data.lines ? { top: top(each.data.lines) } : {}), ...each.signals });
   };
@@ -400,7 +437,6 @@
     if (data.unreadable.length) parts.push(el("p", { class: "say" }, "Skipped, as they cannot be read:"), el("ul", { class: "notes" }, data.unreadable.map((run) => el("li", {}, `${run.folder}: ${run.reason}`))));
     skeleton.runs.replaceChildren(...parts, all);
   };
-  const drawMaps = () => { skeleton.maps.hidden = true; };
 
   // ---- everything ----------------------------------------------------------------------------------------------
   let drawing = Promise.resolve();

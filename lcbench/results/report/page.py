@@ -17,6 +17,7 @@ from lcbench.results.notes import count
 from lcbench.results.render import COST_CELLS
 from lcbench.results.report.content import AXES, Datum, Section, differences_of, rising_metrics, share_metrics
 from lcbench.results.report.figures import Means, library, theme, units
+from lcbench.results.report.maps import maps_of
 from lcbench.results.study.definition import typed
 from lcbench.results.study.judge import Findings
 
@@ -44,6 +45,8 @@ def page(
     alt = library()
     import vl_convert
 
+    maps = [maps_of(section.table.rows) for section in sections]
+    unreadable = [*comparison.unreadable, *(each for _, bad in maps for each in bad)]
     data = {
         "about": _about(sections),
         "solved": comparison.solved,
@@ -54,8 +57,11 @@ def page(
         ],
         "axes": AXES,
         "units": {name: _compiled(unit.to_dict()) for name, unit in units(Means.of_page(alt)).items()},
-        "sections": [_section(section, (studies or {}).get(section.table.experiment)) for section in sections],
-        "unreadable": [{"folder": run.folder, "reason": run.reason} for run in comparison.unreadable],
+        "sections": [
+            _section(section, (studies or {}).get(section.table.experiment)) | {"maps": found}
+            for section, (found, _) in zip(sections, maps, strict=True)
+        ],
+        "unreadable": [{"folder": run.folder, "reason": run.reason} for run in unreadable],
     }
     parts: dict[str, str] = {
         "title": html.escape(title),

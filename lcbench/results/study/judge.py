@@ -284,12 +284,13 @@ def _verdict(judged: Sequence[Judged]) -> tuple[str, str]:
     }
     total = len(judged)
     if counts["no runs"]:
-        return "undecided", f"{counts['no runs']} of {count(total, 'statement')} have no completed runs yet."
+        have = "has" if counts["no runs"] == 1 else "have"
+        return "undecided", f"{counts['no runs']} of {count(total, 'statement')} {have} no completed runs yet."
     if counts["holds"] == total:
-        return "holds", f"all of {count(total, 'statement')}."
+        return "holds", f"{count(total, 'statement')} of {total}."
     failing = "; ".join(f"{each.says} ({each.numbers})" for each in judged if each.verdict == "contrary")
     unsure = "; ".join(f"{each.says} ({each.numbers})" for each in judged if each.verdict == "open")
-    parts = [f"{counts['holds']} of {count(total, 'statement')} hold"]
+    parts = [f"{counts['holds']} of {count(total, 'statement')} {'holds' if total == 1 else 'hold'}"]
     parts += [f"The contrary is measured of {failing}"] if failing else []
     parts += [f"Not told apart: {unsure}"] if unsure else []
     return ("holds partly" if counts["holds"] else "does not hold"), f"{'. '.join(parts)}."
