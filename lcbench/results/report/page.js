@@ -354,14 +354,16 @@
     const cards = sets().slice(0, 6).map((set) => {
       const found = rows.map((i) => scoreOf(i, set)).filter((d) => d && isNumber(d.mean)).sort((a, b) => (rising ? b.mean - a.mean : a.mean - b.mean));
       if (found.length < 2) return null;
-      const [best, next] = found;
+      // those that score exactly the same stand there together
+      const tied = found.filter((d) => d.mean === found[0].mean);
+      const best = tied[0], next = found[tied.length];
       const apart = (d) => isNumber(d.low) && isNumber(best.low) && (d.low > best.high || best.low > d.high);
-      const near = found.slice(1).filter((d) => !apart(d));
+      const near = found.slice(tied.length).filter((d) => !apart(d));
       const label = (d) => section.rows[d.row].label;
-      const names = near.slice(0, 4).map(label).join(", ") + (near.length > 4 ? `, ${near.length - 4} more` : "");
-      const text = near.length ? `not told apart from ${names}` : `next ${label(next)}, ${write(next.mean)}`;
+      const names = (some) => some.slice(0, 4).map(label).join(", ") + (some.length > 4 ? `, ${some.length - 4} more` : "");
+      const text = near.length ? `not told apart from ${names(near)}` : next ? `next ${label(next)}, ${write(next.mean)}` : "all score the same";
       return el("div", { class: "card" }, el("div", { class: "soft" }, `${rising ? "highest" : "lowest"} ${words(state.metric)}, ${set}`),
-        el("div", { class: "big" }, swatch(colour(best.row)), label(best)), el("div", {}, `${write(best.mean)} `, el("span", { class: "soft" }, `(${interval(best)})`)), el("div", { class: "soft" }, text));
+        el("div", { class: "big" }, tied.length === 1 ? swatch(colour(best.row)) : null, names(tied)), el("div", {}, `${write(best.mean)} `, el("span", { class: "soft" }, `(${interval(best)})`)), el("div", { class: "soft" }, text));
     }).filter(Boolean);
     if (cards.length) parts.push(el("div", { class: "cards" }, cards));
     skeleton.top.replaceChildren(...parts);
