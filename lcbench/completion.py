@@ -17,6 +17,9 @@ COST_OPTIONS = (
     *("--model", "--memory"),
 )
 
+#: of `lcbench report`
+REPORT_OPTIONS = ("--output=", "--by=", "--against=", "--solved=", "--experiments=", "--wandb")
+
 #: of `lcbench generate` and `lcbench show RUN`
 GENERATE_OPTIONS = ("--prompt=", "--file=", "--tokens=", "--temperature=", "--top-p=", "--seed=")
 SHOW_OPTIONS = ("--document=", "--set=", "--maps", "--example=")
@@ -59,7 +62,12 @@ def complete(words: list[str]) -> list[str]:
     groups = groups_of(directories)
     if earlier[:1] == ["list"]:
         return [group for group in groups if group.startswith(word)]
-    options_of = {"cost": COST_OPTIONS, "generate": GENERATE_OPTIONS, "show": SHOW_OPTIONS}
+    options_of = {
+        "cost": COST_OPTIONS,
+        "report": REPORT_OPTIONS,
+        "generate": GENERATE_OPTIONS,
+        "show": SHOW_OPTIONS,
+    }
     if earlier and earlier[0] in options_of and word.startswith("--"):
         return [option for option in options_of[earlier[0]] if option.startswith(word)]
     if "=" in word:

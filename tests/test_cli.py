@@ -106,6 +106,7 @@ def test_doctor_reports(capsys):
         ("lcbench see", ["seed="]),
         ("lcbench nonsense=x", []),
         ("lcbench cost --le", ["--lengths="]),
+        ("lcbench report --o", ["--output="]),
         ("lcbench cost --m", ["--model", "--memory"]),
         ("lcbench cost attention=full,lin", ["attention=full,linear"]),
     ],

@@ -125,8 +125,8 @@ class Means:
         return self.alt.Y(**self.value("low"))
 
     def tip(self) -> Any:
-        """What is said of a mark that is pointed at."""
-        return self.alt.Tooltip("tip:N", title=" ")
+        """What the page says of a mark that is pointed at; a file says nothing."""
+        return self.alt.Tooltip("tip:N", title=" ") if self.params else self.alt.value(None)
 
     def chart(self, name: str) -> Any:
         """A chart of the data of that name."""
