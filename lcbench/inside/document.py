@@ -18,6 +18,7 @@ from torch import Tensor
 from lcbench.dataset.base import Batch
 from lcbench.inside.reading import Example, bits_of
 from lcbench.results.record import write_text
+from lcbench.task.base import Task
 from lcbench.task.landmarked import Landmarked
 from lcbench.task.language_modelling import LanguageModelling
 from lcbench.task.spelling import Spelling
@@ -75,22 +76,25 @@ def document_page(example: Example, tick: Callable[[int], None]) -> Path:
     tokens = tokens_of(batch, values[0], task.spelling)
     run = example.folder.path.resolve().name
     facts = {
-        "run": run,
         "set": f"{example.evaluation_set}, number {example.number}",
         "weights": f"after {example.trained.step:,} updates",
         **_cut(example),
         "scored": f"{sum(token.bits is not None for token in tokens):,} of {len(tokens):,} tokens",
-        **_means(tokens),
+        **_means(tokens, isinstance(_inner(task), LanguageModelling)),
     }
     path = example.folder.path / "documents" / f"{example.name}.html"
     write_text(path, page(tokens, facts, f"{example.name} of {run}"))
     return path
 
 
+def _inner(task: Task) -> Task:
+    """The task without landmarks."""
+    return task.task if isinstance(task, Landmarked) else task
+
+
 def _cut(example: Example) -> dict[str, str]:
     """What a text has beyond what is shown."""
-    task = example.experiment.task
-    task = task.task if isinstance(task, Landmarked) else task
+    task = _inner(example.experiment.task)
     if not isinstance(task, LanguageModelling):
         return {}
     whole = int(task.documents.lengths[int(example.batch.facts["document"][0])])
@@ -141,14 +145,14 @@ def units_of(tokens: Sequence[Token]) -> Iterator[Unit]:
         yield Unit(rest, tuple(pending))
 
 
-def _means(tokens: Sequence[Token]) -> dict[str, str]:
+def _means(tokens: Sequence[Token], text: bool) -> dict[str, str]:
     scored = [(token.bits, len(token.text)) for token in tokens if token.bits is not None]
     if not scored:
         return {}
     total = sum(bits for bits, _ in scored)
     size = sum(size for _, size in scored)
-    answers = any(token.answer for token in tokens)
-    per_byte = {} if answers or not size else {"bits per byte": f"{total / size:.3f}"}
+    # symbols have no bytes of their own
+    per_byte = {} if not text or not size else {"bits per byte": f"{total / size:.3f}"}
     return {"bits per token": f"{total / len(scored):.3f}", **per_byte}
 
 

@@ -81,6 +81,11 @@ def figure(
         partial.replace(path)
 
 
+def marked(scored: Sequence[bool]) -> list[int]:
+    """The queries that get a mark: the scored ones; none where all are, since marks would say nothing."""
+    return [] if all(scored) else [place for place, is_scored in enumerate(scored) if is_scored]
+
+
 def _panel(
     alt: Any,
     values: NDArray[np.float32],
@@ -98,9 +103,7 @@ def _panel(
     axis = _axis(alt, tokens)
     x = alt.X("key:Q", scale=alt.Scale(domain=[0, time], nice=False), title="key", axis=axis)
     y = alt.Y("query:Q", scale=alt.Scale(domain=[time, 0], nice=False), title="query", axis=axis)
-    asked = [{"key": time, "query": place + 0.5} for place, is_scored in enumerate(scored) if is_scored]
-    # where every query is scored, marks would say nothing
-    marks = asked if len(asked) < time else []
+    marks = [{"key": time, "query": place + 0.5} for place in marked(scored)]
     points = alt.Chart(alt.Data(values=marks or [{"key": 0, "query": 0}])).mark_point(
         shape="triangle-left", size=24, filled=True, color=MARK, opacity=1.0 if marks else 0.0, xOffset=6
     )

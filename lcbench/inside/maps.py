@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from lcbench.attention.base import Attention, Context, Looks
 from lcbench.engine.tally import autocast, facts_of
 from lcbench.errors import ConfigurationError
-from lcbench.inside.figure import figure
+from lcbench.inside.figure import figure, marked
 from lcbench.inside.reading import Example
 from lcbench.logger.base import RunFacts
 from lcbench.model.base import Model
@@ -137,6 +137,9 @@ def write_maps(example: Example) -> tuple[list[Path], str | None]:
     said = None
     try:
         subtitle = f"{example.evaluation_set}, example {example.number}; after {example.trained.step:,} updates"
+        subtitle += "; grey is hidden" + (
+            "; red marks queries whose next token is scored" if marked(maps.scored) else ""
+        )
         figure(maps.tokens, maps.scored, maps.kinds, subtitle, pictures)
     except ConfigurationError as error:
         pictures, said = [], str(error)
