@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -77,7 +78,7 @@ def test_the_text_is_all_there_and_no_mark_up(
 
 def test_symbols_that_are_asked_for_have_colours(flip_flop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     spans = page_of(flip_flop, 0, capsys).spans
-    for (before, _, _), (_, kind, _) in zip(spans, spans[1:], strict=False):
+    for (before, _, _), (_, kind, _) in pairwise(spans):
         # what follows a read is scored, nothing else
         assert (kind != "u") == (before == " r")
 
