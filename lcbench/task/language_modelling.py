@@ -213,6 +213,7 @@ class LanguageModelling(Task):
         return cross_entropy(wide.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
 
     def tally(self, evaluation_set: str) -> Likelihood:
+        """See ``Task.tally``; its details name documents as the corpus does."""
         part, protocol, _, _ = self._parsed(evaluation_set)
         published = None
         if part in self.corpus.words:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import csv
 import io
 import json
@@ -21,6 +22,7 @@ from rich.console import Console
 from lcbench.again import evaluate, resume
 from lcbench.composition import build, compose
 from lcbench.corpus.text_files import TextFiles
+from lcbench.engine.evaluate import _Evaluation
 from lcbench.engine.progress import composing
 from lcbench.errors import ConfigurationError
 from lcbench.objective import next_token
@@ -154,6 +156,34 @@ def test_an_evaluation_that_goes_on_keeps_the_losses_it_has(
     again = rows_of(beside)
     assert again[: len(first)] == first
     assert {row["evaluation_set"] for row in again} == {"test_sliding", "streaming"}
+
+
+def test_losses_of_documents_come_once_where_the_record_was_never_written(
+    texts: Path, run_here: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, folder, _ = run_here(base=words(texts, "trainer.max_steps=4", "evaluation.sets=[sliding]"))
+    asked = ["evaluation.sets=[test_sliding,streaming]"]
+    write = _Evaluation._write
+
+    def breaking(self: _Evaluation) -> None:
+        if "scores/streaming/loss" in self.result:
+            raise RuntimeError("the machine breaks")
+        write(self)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(_Evaluation, "_write", breaking)
+        with contextlib.suppress(RuntimeError):
+            evaluate(folder, asked, Console(quiet=True))
+    (record,) = (folder / "evaluations").glob("*.json")
+    beside = record.with_suffix(".csv")
+    assert "scores/streaming/loss" not in json.loads(record.read_text())
+    first = rows_of(beside)
+    assert {row["evaluation_set"] for row in first} == {"test_sliding", "streaming"}
+    assert evaluate(folder, asked, Console(quiet=True))["status"] == "completed"
+    again = rows_of(beside)
+    scored = [(row["evaluation_set"], row["digest"], row["tokens"]) for row in again]
+    assert len(set(scored)) == len(scored)
+    assert scored == [(row["evaluation_set"], row["digest"], row["tokens"]) for row in first]
 
 
 def test_a_task_without_documents_leaves_no_table(run_here: Run) -> None:

@@ -69,3 +69,24 @@ def test_cut_in_pieces_it_is_that_of_the_whole(corpus: TextFiles, monkeypatch: p
 def test_a_size_without_room(corpus: TextFiles) -> None:
     with pytest.raises(ConfigurationError, match=r"tokenizer.size=256.* the least is 257"):
         BPE(corpus, size=256)
+
+
+def test_who_waits_is_told_once(corpus: TextFiles) -> None:
+    class Counting:
+        def __init__(self) -> None:
+            self.done: dict[str, list[int]] = {}
+
+        def begin(self, description: str, total: int) -> None:
+            self.name = description
+            self.done[description] = [0, total]
+
+        def tick(self, more: int) -> None:
+            self.done[self.name][0] += more
+
+    # a size that no other test learns
+    watcher, again = Counting(), Counting()
+    BPE(corpus, size=301).prepare(watcher)
+    done, total = watcher.done["learning 301 byte pairs"]
+    assert done == total > 0
+    BPE(corpus, size=301).prepare(again)
+    assert not again.done
