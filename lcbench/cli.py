@@ -10,6 +10,7 @@ from typing import Any
 
 from lcbench.engine.interrupt import Interrupted, preemptible, requeue
 from lcbench.errors import ConfigurationError, closest, no_room
+from lcbench.words import ALL
 
 HELP = """\
 lcbench: which mechanism remembers what it has read, and at what cost
@@ -143,10 +144,12 @@ def _dispatch(words: list[str]) -> int:
     trust = "--trust" in words
     words = [word for word in words if word != "--trust"]
     verb: Callable[[list[str], list[Path], bool], int] = _run
+    has_options = False
     if words and "=" not in words[0] and not words[0].startswith(("+", "~", "-")):
+        has_options = words[0] in ALL
         verb = _verb(words.pop(0))
     for word in words:
-        if word.startswith("-") and verb not in (_compare, _report, _cost, _generate, _show):
+        if word.startswith("-") and not has_options:
             raise ConfigurationError(f"{word}: no such option; {closest(word, OPTIONS)}")
     return verb(words, overlays, trust)
 

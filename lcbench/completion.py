@@ -8,21 +8,9 @@ from pathlib import Path
 
 from lcbench.configs import choices_of, config_directory, groups_of
 from lcbench.errors import ConfigurationError
+from lcbench.words import ALL
 
 VERBS = ("list", "show", "compare", "report", "resume", "evaluate", "generate", "verify", "cost", "doctor")
-
-#: of `lcbench cost`; what takes a value ends in =
-COST_OPTIONS = (
-    *("--lengths=", "--rounds=", "--seconds=", "--clock=", "--extrapolate=", "--csv=", "--json="),
-    *("--model", "--memory"),
-)
-
-#: of `lcbench report`
-REPORT_OPTIONS = ("--output=", "--by=", "--against=", "--solved=", "--experiments=", "--wandb")
-
-#: of `lcbench generate` and `lcbench show RUN`
-GENERATE_OPTIONS = ("--prompt=", "--file=", "--tokens=", "--temperature=", "--top-p=", "--seed=")
-SHOW_OPTIONS = ("--document=", "--set=", "--maps", "--example=")
 
 SCRIPTS = {
     "bash": """\
@@ -62,14 +50,10 @@ def complete(words: list[str]) -> list[str]:
     groups = groups_of(directories)
     if earlier[:1] == ["list"]:
         return [group for group in groups if group.startswith(word)]
-    options_of = {
-        "cost": COST_OPTIONS,
-        "report": REPORT_OPTIONS,
-        "generate": GENERATE_OPTIONS,
-        "show": SHOW_OPTIONS,
-    }
-    if earlier and earlier[0] in options_of and word.startswith("--"):
-        return [option for option in options_of[earlier[0]] if option.startswith(word)]
+    if earlier and earlier[0] in ALL and word.startswith("--"):
+        of_verb = ALL[earlier[0]]
+        options = [*(f"{name}=" for name in of_verb.values), *of_verb.flags]
+        return [option for option in options if option.startswith(word)]
     if "=" in word:
         group, _, value = word.partition("=")
         # of several values, the last one is being typed

@@ -127,7 +127,8 @@ class Context(Facts):
         documents = self.documents
         if documents is None or self.padding is not None or not documents.numel():
             return 0
-        if isinstance(documents, FakeTensor) or documents.is_meta:
+        # one graph for all batches
+        if isinstance(documents, FakeTensor) or documents.is_meta or torch.compiler.is_compiling():
             return 0
         alone = (documents == documents[:, :1]).all(1)  # [batch]
         return int(alone.long().cumprod(0).sum())

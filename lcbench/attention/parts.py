@@ -34,7 +34,6 @@ from lcbench.attention.precision import wide, without_autocast
 from lcbench.attention.ranges import Ranges
 from lcbench.attention.reach import Reach, Segment
 from lcbench.position.base import PositionEncoding
-from lcbench.position.heads import of_heads
 
 #: queries in a block, at least and at most
 _LEAST_ROWS, _MOST_ROWS = 64, 256
@@ -123,7 +122,7 @@ def attend_parts(
     has_bias = type(position).position_bias is not PositionEncoding.position_bias
     reads_content = any(position.reads_content(part.keys.positions) for part in parts)
     learns_bias = has_bias and torch.is_grad_enabled() and any(p.requires_grad for p in position.parameters())
-    position = of_heads(position, heads)
+    position = position.of_heads(list(heads))
     rotated_q, rotated_k = position.rotate(q, parts[0].keys.k, context.positions, parts[0].keys.positions)
     rotated = [rotated_k]
     for part in parts[1:]:

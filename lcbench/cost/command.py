@@ -23,20 +23,9 @@ from lcbench.errors import ConfigurationError, closest
 from lcbench.lengths import parse_length
 from lcbench.results.command import writable
 from lcbench.results.record import hold, write_text
+from lcbench.words import COST, Parsed
 
 LENGTHS = "1k,2k,4k,8k,16k"
-
-#: options with a value, each with an example
-VALUES = {
-    "--lengths": "1k,4k,16k,64k",
-    "--rounds": "5",
-    "--seconds": "60",
-    "--clock": "cpu",
-    "--extrapolate": "1e9",
-    "--csv": "cost.csv",
-    "--json": "cost.json",
-}
-FLAGS = ("--model", "--memory")
 
 
 def cost_command(words: Sequence[str], overlays: Sequence[Path]) -> int:
@@ -45,9 +34,10 @@ def cost_command(words: Sequence[str], overlays: Sequence[Path]) -> int:
     Raises:
         ConfigurationError: for a mistake in the words.
     """
-    overrides, options = _parsed(words)
-    if "--memory" in options:
-        return _footprints(overrides, options, overlays)
+    parsed = COST.parse(words)
+    overrides, options = _overrides(parsed), parsed.values
+    if "--memory" in parsed.flags:
+        return _footprints(overrides, [*options, *(parsed.flags - {"--memory"})], overlays)
     lengths = _lengths("--lengths", options.get("--lengths", LENGTHS))
     beyond = _lengths("--extrapolate", options["--extrapolate"]) if "--extrapolate" in options else []
     settings = Settings(
@@ -59,13 +49,15 @@ def cost_command(words: Sequence[str], overlays: Sequence[Path]) -> int:
     if len(alone) > 1:
         raise ConfigurationError("--csv - and --json -: only one can go to the standard output; name a file for one.")
     files = {
-        name: writable(name, options[name]) for name in ("--csv", "--json") if name in options and name not in alone
+        name: writable(name, options[name], COST.values[name])
+        for name in ("--csv", "--json")
+        if name in options and name not in alone
     }
     # a pipe's reader wants every column, and a line a row
     width = None if sys.stdout.isatty() else 160
     console = Console(highlight=False, stderr=bool(alone), width=width)
     with console.status("composing"):
-        found = plan(overrides, overlays, "model" if "--model" in options else "layer")
+        found = plan(overrides, overlays, "model" if "--model" in parsed.flags else "layer")
         folder = folder_of(found, settings)
         known = facts([subject.work for subject in found.subjects])
     with hold(folder / ".lock", folder):
@@ -137,10 +129,9 @@ def folder_of(found: Plan, settings: Settings) -> Path:
     return found.outputs / "cost" / f"{slug}-{digest}"
 
 
-def _footprints(overrides: Sequence[str], options: dict[str, str], overlays: Sequence[Path]) -> int:
+def _footprints(overrides: Sequence[str], others: Sequence[str], overlays: Sequence[Path]) -> int:
     from lcbench.footprint import footprint_table, footprints
 
-    others = [name for name in options if name != "--memory"]
     if others:
         raise ConfigurationError(f"{others[0]}: cost --memory takes overrides only, such as attention=infini,full.")
     console = Console(highlight=False)
@@ -150,31 +141,11 @@ def _footprints(overrides: Sequence[str], options: dict[str, str], overlays: Seq
     return 0
 
 
-def _parsed(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    overrides: list[str] = []
-    options: dict[str, str] = {}
-    pending = list(words)
-    while pending:
-        word = pending.pop(0)
-        if not word.startswith("-"):
-            if "=" not in word and not word.startswith("~"):
-                raise ConfigurationError(f"{word}: an override is key=value, such as attention=infini,full.")
-            overrides.append(word)
-            continue
-        name, equals, value = word.partition("=")
-        if name in FLAGS and not equals:
-            options[name] = ""
-            continue
-        if name not in VALUES:
-            raise ConfigurationError(f"{word}: cost has no such option; {closest(name, [*VALUES, *FLAGS])}")
-        if not equals:
-            value = pending.pop(0) if pending else ""
-        if not value or value.startswith("--"):
-            raise ConfigurationError(f"{name} needs a value, such as {name} {VALUES[name]}.")
-        if name in options:
-            raise ConfigurationError(f"{name} stands there twice: {options[name]} and {value}; take one.")
-        options[name] = value
-    return overrides, options
+def _overrides(parsed: Parsed) -> list[str]:
+    for word in parsed.plain:
+        if "=" not in word and not word.startswith("~"):
+            raise ConfigurationError(f"{word}: an override is key=value, such as attention=infini,full.")
+    return parsed.plain
 
 
 def _lengths(name: str, text: str) -> list[int]:
@@ -184,7 +155,8 @@ def _lengths(name: str, text: str) -> list[int]:
             length = parse_length(int(word) if word.strip().isdigit() else word)
         except ValueError:
             raise ConfigurationError(
-                f"{name} {text}: {word!r} is not a number of tokens; the closest to write is {name} {VALUES[name]}."
+                f"{name} {text}: {word!r} is not a number of tokens; the closest to write is "
+                f"{name} {COST.values[name]}."
             ) from None
         if length < 1:
             raise ConfigurationError(f"{name} {text}: {word} is no length; the least is 1.")
@@ -199,7 +171,7 @@ def _number(name: str, text: str, whole: bool = False) -> float:
         value = 0
     if not value > 0:
         kind = "a whole number" if whole else "a number"
-        raise ConfigurationError(f"{name} {text}: must be {kind} above 0, such as {name} {VALUES[name]}.")
+        raise ConfigurationError(f"{name} {text}: must be {kind} above 0, such as {name} {COST.values[name]}.")
     return value
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from lcbench.cost.growth import TITLES
 from lcbench.cost.step import PASSES, Pass
 from lcbench.cost.summary import Quantity, Row, costs
-from lcbench.errors import ConfigurationError
+from lcbench.results.pictures import altair, save
 
 #: a crossing further out, in times of the longest measured length, is left to the table
 FURTHEST = 8
@@ -28,11 +28,7 @@ def figure(rows: Sequence[Row], quantity: Quantity, subtitle: str, paths: Sequen
     Raises:
         ConfigurationError: if the packages that draw it are not installed.
     """
-    try:
-        import altair as alt
-        import vl_convert  # noqa: F401 altair writes pictures with it
-    except ImportError:
-        raise ConfigurationError("no figures without altair and vl-convert; pip install 'lcbench[figures]'.") from None
+    alt = altair("figures")
     labels = list(dict.fromkeys(row.subject.label for row in rows if row.points))
     full = {row.subject.label for row in rows if row.reference}
     others = [label for label in labels if label not in full]
@@ -49,12 +45,7 @@ def figure(rows: Sequence[Row], quantity: Quantity, subtitle: str, paths: Sequen
         .configure_axis(labelFontSize=12, titleFontSize=13, gridColor="#E5E5E5")
         .configure_legend(labelFontSize=12, titleFontSize=13, symbolSize=90, labelLimit=320)
     )
-    for path in paths:
-        partial = path.with_name(f".{path.name}")
-        chart.save(
-            str(partial), format=path.suffix.removeprefix("."), **({"ppi": 144} if path.suffix == ".png" else {})
-        )
-        partial.replace(path)
+    save(chart, paths, ppi=144)
 
 
 def _panel(

@@ -9,23 +9,15 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lcbench.errors import ConfigurationError, closest
+from lcbench.errors import ConfigurationError
 from lcbench.lengths import parse_length
-
-#: options of `generate`, each with an example of its value
-GENERATE = {
-    "--prompt": "'The pass key is'",
-    "--file": "prompt.txt",
-    "--tokens": "200",
-    "--temperature": "0.8",
-    "--top-p": "0.9",
-    "--seed": "1",
-}
+from lcbench.words import GENERATE, SHOW, Options, Parsed
 
 
 def generate_command(words: Sequence[str], trust: bool) -> int:
     """Write what a run's network makes of a prompt, as it is drawn; returns the exit code."""
-    path, options = run_and_options("generate", words, GENERATE, ())
+    parsed = GENERATE.parse(words)
+    path, options = _run(parsed, GENERATE), parsed.values
     prompt = _prompt(options)
     from lcbench.inside.generate import generate
 
@@ -47,43 +39,15 @@ def generate_command(words: Sequence[str], trust: bool) -> int:
     return 0
 
 
-def run_and_options(
-    verb: str, words: Sequence[str], values: Mapping[str, str], flags: Sequence[str]
-) -> tuple[Path, dict[str, str]]:
-    """The run's folder and what options say; a flag says nothing.
-
-    Args:
-        verb: what the words belong to.
-        words: what the user typed after it.
-        values: options that have a value, each with an example.
-        flags: options that have none.
-    """
-    paths: list[str] = []
-    options: dict[str, str] = {}
-    pending = list(words)
-    while pending:
-        word = pending.pop(0)
-        if not word.startswith("--"):
-            paths.append(word)
-            continue
-        name, equals, value = word.partition("=")
-        if name not in values and name not in flags:
-            raise ConfigurationError(f"{name}: {verb} has no such option; {closest(name, [*values, *flags])}")
-        if name in flags and equals:
-            raise ConfigurationError(f"{word}: {name} has no value.")
-        if name in values and not equals:
-            if not pending:
-                raise ConfigurationError(f"{name} needs a value, such as {name} {values[name]}.")
-            value = pending.pop(0)
-        if name in options:
-            raise ConfigurationError(f"{name} stands there twice; take one.")
-        options[name] = value
-    if len(paths) != 1 or "=" in paths[0]:
+def _run(parsed: Parsed, verb: Options) -> Path:
+    """The one folder that the words name."""
+    if len(parsed.plain) != 1 or "=" in parsed.plain[0]:
+        name, example = next(iter(verb.values.items()))
         raise ConfigurationError(
-            f"{verb} takes one run's folder, then options: lcbench {verb} outputs/flip_flop/default-1a2b3c4d "
-            f"{next(iter(values))} {values[next(iter(values))]}."
+            f"{verb.verb} takes one run's folder, then options: lcbench {verb.verb} "
+            f"outputs/flip_flop/default-1a2b3c4d {name} {example}."
         )
-    return Path(paths[0]), options
+    return Path(parsed.plain[0])
 
 
 def _prompt(options: Mapping[str, str]) -> str:
@@ -120,7 +84,7 @@ def _number(name: str, text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise ConfigurationError(f"{name} {text}: must be a number, such as {name} {GENERATE[name]}.") from None
+        raise ConfigurationError(f"{name} {text}: must be a number, such as {name} {GENERATE.values[name]}.") from None
 
 
 def whole(name: str, text: str) -> int:
@@ -142,18 +106,14 @@ def _length(name: str, text: str) -> int:
         raise ConfigurationError(f"{name} {text}: must be a number of tokens, such as {name} 200 or 1k.") from None
 
 
-#: options of `show RUN` with a value, and without
-SHOW = {"--document": "0", "--set": "in_distribution", "--example": "0"}
-SHOW_FLAGS = ("--maps",)
-
-
 def show_command(words: Sequence[str], console: Console, trust: bool) -> int:
     """Show what a run's network makes of one example; returns the exit code."""
-    path, options = run_and_options("show", words, SHOW, SHOW_FLAGS)
-    if not {"--document", "--maps"} & options.keys():
+    parsed = SHOW.parse(words)
+    path, options, maps = _run(parsed, SHOW), parsed.values, "--maps" in parsed.flags
+    if not maps and "--document" not in options:
         first = next(iter(options))
         raise ConfigurationError(f"{first} says of what, not what to show: add --document N or --maps.")
-    if "--example" in options and "--maps" not in options:
+    if "--example" in options and not maps:
         raise ConfigurationError("--example is which example --maps shows; with --document, say its number there.")
     from lcbench.engine.progress import Progress
     from lcbench.inside.document import document_page
@@ -167,7 +127,7 @@ def show_command(words: Sequence[str], console: Console, trust: bool) -> int:
             example = example_of(path, options.get("--set"), number, progress, trust, document=True)
             progress.begin("reading", example.batch.tokens.shape[1])
             lines.append(f"page {document_page(example, progress.tick)}")
-        if "--maps" in options:
+        if maps:
             number = whole("--example", options.get("--example", "0"))
             example = example_of(path, options.get("--set"), number, progress, trust, document=False)
             files, said = write_maps(example)

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lcbench.errors import ConfigurationError
 from lcbench.inside.document import visible
+from lcbench.results.pictures import altair, save
 
 #: from 0 to the most, in equal steps; what a query does not see is grey
 COLOURS = {
@@ -48,11 +48,7 @@ def figure(
     Raises:
         ConfigurationError: if the packages that draw it are not installed.
     """
-    try:
-        import altair as alt
-        import vl_convert  # noqa: F401 altair writes pictures with it
-    except ImportError:
-        raise ConfigurationError("no figure without altair and vl-convert; pip install 'lcbench[figures]'.") from None
+    alt = altair("figure")
     layers, heads = kinds["weights"].shape[:2]
     size = 240 if heads <= 4 else 150
     rows = []
@@ -75,10 +71,7 @@ def figure(
         .configure_axis(labelFontSize=9, titleFontSize=11, grid=False)
         .configure_title(fontSize=12)
     )
-    for path in paths:
-        partial = path.with_name(f".{path.name}")
-        chart.save(str(partial), format=path.suffix.removeprefix("."))
-        partial.replace(path)
+    save(chart, paths)
 
 
 def marked(scored: Sequence[bool]) -> list[int]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from lcbench.engine.data import refuse_other_data
 from lcbench.engine.experiment import Experiment
 from lcbench.engine.generation import CHUNK, Reader, longest_text
 from lcbench.engine.tally import autocast
@@ -57,7 +58,12 @@ def generate(
     trained = run if isinstance(run, Trained) else load_scored(Path(run), trust)
     experiment = trained.experiment
     if not isinstance(run, Trained):
-        _refuse_other_tokens(RunFolder(Path(run)), experiment)
+        folder = RunFolder(Path(run))
+        # a tokenizer that has learned from other text since would write another language; the text itself is not read
+        known = (folder.read_result() if folder.result.exists() else {}).get("data/tokenizer")
+        if known is not None:
+            now = {"data/tokenizer": getattr(experiment.task.spelling, "identity", None)}
+            refuse_other_data({"data/tokenizer": known}, now, "train another network")
     ids = experiment.task.spelling.encode(prompt)
     if not len(ids):
         raise ConfigurationError("the prompt has no token; the shortest prompt is one.")
@@ -109,15 +115,3 @@ def _room(reader: Reader, prompt: int, tokens: int | None) -> int:
             f"{limit:,} has places for fewer; the closest is --tokens {most}."
         )
     return most
-
-
-def _refuse_other_tokens(folder: RunFolder, experiment: Experiment) -> None:
-    """A tokenizer that has learned from other text since would write another language."""
-    before = folder.read_result() if folder.result.exists() else {}
-    known = before.get("data/tokenizer")
-    now = getattr(experiment.task.spelling, "identity", None)
-    if known is not None and known != now:
-        raise ConfigurationError(
-            f"the network was trained with data/tokenizer={known}, and now there is {now}: the files of the corpus "
-            "have changed since; bring them back."
-        )

@@ -19,7 +19,6 @@ to itself, in three digits. ``gates`` and ``positions`` are there where the enco
 from __future__ import annotations
 
 import json
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ from lcbench.inside.reading import Example
 from lcbench.logger.base import RunFacts
 from lcbench.model.base import Model
 from lcbench.model.decoder import Decoder
-from lcbench.results.record import write_text
+from lcbench.results.record import write_text, written_whole
 
 #: tokens of the longest example whose maps are made
 LONGEST = 1024
@@ -129,9 +128,9 @@ def write_maps(example: Example) -> tuple[list[Path], str | None]:
     """
     maps = maps_of(example)
     folder = example.folder.path / "maps"
-    folder.mkdir(exist_ok=True)
     arrays = folder / f"{example.name}.npz"
-    _save(arrays, tokens=np.array(maps.tokens), **maps.kinds)
+    with written_whole(arrays) as file:
+        np.savez_compressed(file, tokens=np.array(maps.tokens), **maps.kinds)  # type: ignore[arg-type]
     pictures = [folder / f"{example.name}.{kind}" for kind in ("svg", "png")]
     run = example.folder.path.resolve().name
     said = None
@@ -187,17 +186,3 @@ def summary(maps: Maps) -> dict[str, Any]:
 def _short(value: float) -> float:
     rounded = float(f"{value:.3g}") if value >= 0.001 else round(value, 3)
     return int(rounded) if rounded == int(rounded) else rounded
-
-
-def _save(path: Path, **arrays: NDArray[Any]) -> None:
-    """Write an npz file atomically."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        temporary = Path(file.name)
-        try:
-            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-            file.close()
-            temporary.chmod(0o644)
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise

@@ -150,7 +150,7 @@ class PositionEncoding(nn.Module):
     #: whether ``content_bias`` reads ``scores`` or keeps numbers of a pair; if not, it is handed no scores.
     reads_scores: bool = True
     #: the heads that queries and keys are of; see ``of_heads``.
-    heads: slice = slice(None)
+    heads: slice | list[int] = slice(None)
 
     def __init__(self, shape: LayerShape) -> None:
         super().__init__()
@@ -159,7 +159,7 @@ class PositionEncoding(nn.Module):
     def share(self, first: PositionEncoding) -> None:
         """Called on the encoding of every later layer with that of layer 0: adopt the parameters all layers share."""
 
-    def of_heads(self, heads: slice) -> Self:
+    def of_heads(self, heads: slice | list[int]) -> Self:
         """The same encoding, with the same parameters, for a mechanism that scores some of the layer's heads alone.
 
         What differs between heads, parameters or buffers, is to be indexed by ``self.heads`` when scores are made.

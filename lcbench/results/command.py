@@ -8,20 +8,20 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lcbench.errors import ConfigurationError, closest
+from lcbench.errors import ConfigurationError
 from lcbench.results.compare import compare
 from lcbench.results.export import as_csv, as_json
 from lcbench.results.record import write_text
 from lcbench.results.render import render
-
-OPTIONS = ("--metric", "--by", "--sort", "--against", "--solved", "--csv", "--json")
+from lcbench.words import COMPARE
 
 FORMATS = {"--csv": as_csv, "--json": as_json}
 
 
 def compare_command(words: list[str]) -> int:
     """Compare the runs at or below the paths in ``words``; returns the exit code."""
-    paths, options = _parsed(words)
+    parsed = COMPARE.parse(words)
+    paths, options = parsed.plain, parsed.values
     if not paths:
         raise ConfigurationError("compare takes folders of runs: lcbench compare outputs.")
     alone = [name for name in FORMATS if options.get(name) == "-"]
@@ -29,11 +29,15 @@ def compare_command(words: list[str]) -> int:
         raise ConfigurationError(
             "--csv - and --json -: only one can go to the standard output; name a file for the other."
         )
-    files = {name: writable(name, options[name]) for name in FORMATS if name in options and name not in alone}
+    files = {
+        name: writable(name, options[name], COMPARE.values[name])
+        for name in FORMATS
+        if name in options and name not in alone
+    }
     comparison = compare(
         paths,
-        metrics=_list(options.get("--metric", "")),
-        by=_list(options.get("--by", "")),
+        metrics=names(options.get("--metric", "")),
+        by=names(options.get("--by", "")),
         sort=options.get("--sort"),
         solved=share(options.get("--solved", "0.01")),
         against=selectors(options["--against"]) if "--against" in options else None,
@@ -51,41 +55,8 @@ def compare_command(words: list[str]) -> int:
     return 0
 
 
-def _parsed(words: list[str]) -> tuple[list[str], dict[str, str]]:
-    paths: list[str] = []
-    options: dict[str, str] = {}
-    pending = list(words)
-    while pending:
-        word = pending.pop(0)
-        if not word.startswith("--"):
-            paths.append(word)
-            continue
-        name, equals, value = word.partition("=")
-        if name not in OPTIONS:
-            raise ConfigurationError(f"{name}: compare has no such option; {closest(name, OPTIONS)}")
-        if not equals:
-            value = pending.pop(0) if pending else ""
-        if not value or value.startswith("--"):
-            raise ConfigurationError(f"{name} needs a value, such as {name} {_EXAMPLES[name]}.")
-        if name in options:
-            raise ConfigurationError(f"{name} stands there twice: {options[name]} and {value}; take one.")
-        options[name] = value
-    return paths, options
-
-
-_EXAMPLES = {
-    "--metric": "sparse/error",
-    "--by": "position",
-    "--sort": "sparse/error",
-    "--against": "position=rope",
-    "--solved": "0.01",
-    "--csv": "table.csv",
-    "--json": "table.json",
-    "--output": "report.html",
-}
-
-
-def _list(text: str) -> list[str]:
+def names(text: str) -> list[str]:
+    """Words that commas part."""
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
@@ -115,8 +86,8 @@ def selectors(text: str) -> dict[str, str]:
     return selectors
 
 
-def writable(name: str, text: str) -> Path:
-    """The file that an option names, if it can be written.
+def writable(name: str, text: str, example: str) -> Path:
+    """The file that an option names, if it can be written; ``example``: how such a file may be called.
 
     Raises:
         ConfigurationError: if it cannot.
@@ -128,5 +99,5 @@ def writable(name: str, text: str) -> Path:
         # replaced as a whole, /dev/stdout would be lost to all other processes
         raise ConfigurationError(f"{name} {text}: is no ordinary file; {name} - writes to the standard output.")
     if file.is_dir():
-        raise ConfigurationError(f"{name} {text}: is a folder; name a file, such as {file / _EXAMPLES[name]}.")
+        raise ConfigurationError(f"{name} {text}: is a folder; name a file, such as {file / example}.")
     return file

@@ -9,8 +9,8 @@ from typing import Any
 
 from rich.table import Table
 
-from lcbench.errors import ConfigurationError
 from lcbench.results.metrics import more_is_better
+from lcbench.results.pictures import altair, save
 from lcbench.results.record import Score, scores_of
 from lcbench.results.sizes import human_bytes
 from lcbench.task.cell import parse_cell
@@ -120,13 +120,7 @@ def grid_figure(grid: Grid, path: Path) -> None:
     Raises:
         ConfigurationError: if the packages that draw it are not installed.
     """
-    try:
-        import altair as alt
-        import vl_convert  # noqa: F401 altair writes pictures with it
-    except ImportError:
-        raise ConfigurationError(
-            f"{path.name}: no figure without altair and vl-convert; pip install 'lcbench[figures]'."
-        ) from None
+    alt = altair(f"figure {path.name}")
     rows = []
     for length in grid.lengths:
         for depth in grid.depths:
@@ -156,6 +150,4 @@ def grid_figure(grid: Grid, path: Path) -> None:
         )
         .configure(background="white")
     )
-    partial = path.with_name(f".{path.name}")
-    chart.save(str(partial), format=path.suffix.removeprefix("."))
-    partial.replace(path)
+    save(chart, [path])

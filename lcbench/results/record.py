@@ -32,11 +32,18 @@ CURVES = ("step", "seconds", "tokens", "tokens_per_second", "learning_rate", "lo
 
 def write_text(path: Path, text: str) -> None:
     """Write a file atomically."""
+    with written_whole(path) as file:
+        file.write(text.encode())
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write to, that takes the place of ``path`` when it is left, and not at all where that fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(descriptor, "w") as file:
-            file.write(text)
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)  # noqa: PTH101 mkstemp's files are private, a record is not

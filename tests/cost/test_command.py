@@ -18,10 +18,9 @@ import pytest
 from rich.console import Console
 
 from lcbench.cli import main
-from lcbench.completion import COST_OPTIONS
 from lcbench.cost import growth
 from lcbench.cost.board import Board
-from lcbench.cost.command import FLAGS, VALUES, folder_of
+from lcbench.cost.command import folder_of
 from lcbench.cost.figure import figure
 from lcbench.cost.growth import Growth, Settings
 from lcbench.cost.plan import plan
@@ -233,7 +232,3 @@ def test_without_the_packages_the_points_are_kept_all_the_same(cost, tmp_path, u
     assert len(kept(tmp_path)["points"]) == 4
     with pytest.raises(ConfigurationError, match="no figures without altair"):
         figure([], QUANTITIES[0], "", [])
-
-
-def test_completion_knows_every_option() -> None:
-    assert {option.rstrip("=") for option in COST_OPTIONS} == {*VALUES, *FLAGS}

@@ -94,7 +94,7 @@ def test_a_table_of_positions_ends_the_prompt_or_the_text(tmp_path: Path) -> Non
     ("words", "said"),
     [
         (["--prompt", "w 0 j"], "word 3, 'j', is no symbol; the closest is"),
-        (["--prompt", ""], "no token"),
+        (["--prompt", " "], "no token"),
         ([], "needs a prompt"),
         (["--prompt", "w", "--top_p", "1"], "closest is --top-p"),
         (["--prompt", "w", "--tokens", "many"], "--tokens many"),

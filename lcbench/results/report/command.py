@@ -8,8 +8,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lcbench.errors import ConfigurationError, closest
-from lcbench.results.command import selectors, share, writable
+from lcbench.errors import ConfigurationError
+from lcbench.results.command import names, selectors, share, writable
 from lcbench.results.record import write_text
 from lcbench.results.report.content import sections_of
 from lcbench.results.report.page import page
@@ -17,32 +17,24 @@ from lcbench.results.runs import Run, read_runs
 from lcbench.results.study.definition import studies_of
 from lcbench.results.study.judge import Findings, findings
 from lcbench.results.study.record import write_record
-
-#: what takes a value, with an example
-OPTIONS = {
-    "--output": "report.html",
-    "--by": "position",
-    "--against": "position=rope",
-    "--solved": "0.01",
-    "--experiments": "experiments",
-}
-FLAGS = ("--wandb",)
+from lcbench.words import REPORT
 
 
 def report_command(words: list[str], console: Console) -> int:
     """Write the page of the runs at or below the paths in ``words``; returns the exit code."""
-    paths, options, flags = _parsed(words)
+    parsed = REPORT.parse(words)
+    paths, options = parsed.plain, parsed.values
     if not paths:
         raise ConfigurationError("report takes folders of runs: lcbench report outputs.")
-    file = writable("--output", options.get("--output", OPTIONS["--output"]))
-    experiments = Path(options.get("--experiments", OPTIONS["--experiments"]))
+    file = writable("--output", options.get("--output", REPORT.values["--output"]), REPORT.values["--output"])
+    experiments = Path(options.get("--experiments", REPORT.values["--experiments"]))
     runs, unreadable = read_runs(paths)
     studies = studies_of((run.experiment for run in runs), experiments)
     found = {folder: findings(study, _name(folder, experiments), runs) for folder, study in studies.items()}
     comparison, sections = sections_of(
         _by_study(runs, {_name(folder, experiments): each for folder, each in found.items()}),
         unreadable,
-        by=[word.strip() for word in options.get("--by", "").split(",") if word.strip()],
+        by=names(options.get("--by", "")),
         against=selectors(options["--against"]) if "--against" in options else None,
         solved=share(options.get("--solved", "0.01")),
     )
@@ -56,7 +48,7 @@ def report_command(words: list[str], console: Console) -> int:
             continue
         written = write_record(folder, _name(folder, experiments), each)
         console.print(f"study       {written[0]}: {each.verdict}", soft_wrap=True)
-    if "--wandb" in flags:
+    if "--wandb" in parsed.flags:
         from lcbench.logger.workspace import update_workspace
 
         console.print(f"W&B         {update_workspace(sections, Path(paths[0]))}", soft_wrap=True)
@@ -86,28 +78,3 @@ def _by_study(runs: Sequence[Run], found: Mapping[str, Findings]) -> list[Run]:
         for run in rest
     ]
     return [*places.values(), *others]
-
-
-def _parsed(words: list[str]) -> tuple[list[str], dict[str, str], set[str]]:
-    paths: list[str] = []
-    options: dict[str, str] = {}
-    flags: set[str] = set()
-    pending = list(words)
-    while pending:
-        word = pending.pop(0)
-        name, equals, value = word.partition("=")
-        if not word.startswith("--"):
-            paths.append(word)
-        elif word in FLAGS:
-            flags.add(word)
-        elif name not in OPTIONS:
-            raise ConfigurationError(f"{name}: report has no such option; {closest(name, (*OPTIONS, *FLAGS))}")
-        else:
-            if not equals:
-                value = pending.pop(0) if pending else ""
-            if not value or value.startswith("--"):
-                raise ConfigurationError(f"{name} needs a value, such as {name} {OPTIONS[name]}.")
-            if name in options:
-                raise ConfigurationError(f"{name} stands there twice: {options[name]} and {value}; take one.")
-            options[name] = value
-    return paths, options, flags

@@ -11,27 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lcbench.errors import ConfigurationError
+from lcbench.results.pictures import altair
 from lcbench.results.report.content import Datum
 
 #: told apart by the colour-blind (Okabe and Ito), in an order in which neighbours differ most; on white
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B8860B", "#56B4E9", "#7B3294", "#6B6B6B")
 
 FONT = "system-ui, -apple-system, 'Segoe UI', 'Helvetica Neue', Arial, sans-serif"
-
-
-def library() -> Any:
-    """Altair, where it and what writes its pictures are installed.
-
-    Raises:
-        ConfigurationError: if they are not.
-    """
-    try:
-        import altair
-        import vl_convert  # noqa: F401 holds the page's javascript, and writes altair's pictures
-    except ImportError:
-        raise ConfigurationError("no report without altair and vl-convert; pip install 'lcbench[report]'.") from None
-    return altair
 
 
 def theme(ink: str, soft: str, line: str, background: str | None) -> dict[str, Any]:
@@ -253,7 +239,7 @@ def svg(panels: Sequence[Panel], colours: Mapping[str, str], share: bool, title:
     Raises:
         ConfigurationError: if what draws it is not installed.
     """
-    alt = library()
+    alt = altair("report", "report")
     import vl_convert
 
     datasets: dict[str, Sequence[Datum]] = {}

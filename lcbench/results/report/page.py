@@ -14,9 +14,10 @@ from lcbench.results.baseline import fits
 from lcbench.results.comparison import COSTS, Comparison
 from lcbench.results.keys import ABSENT, shown
 from lcbench.results.notes import count
+from lcbench.results.pictures import altair
 from lcbench.results.render import COST_CELLS
 from lcbench.results.report.content import AXES, Datum, Section, differences_of, rising_metrics, share_metrics
-from lcbench.results.report.figures import Means, library, theme, units
+from lcbench.results.report.figures import Means, theme, units
 from lcbench.results.report.maps import maps_of
 from lcbench.results.study.definition import typed
 from lcbench.results.study.judge import Findings
@@ -42,7 +43,7 @@ def page(
     Raises:
         ConfigurationError: if what draws the figures is not installed.
     """
-    alt = library()
+    alt = altair("report", "report")
     import vl_convert
 
     maps = [maps_of(section.table.rows) for section in sections]
