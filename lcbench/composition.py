@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from lcbench.configs import choices_of, config_directory, groups_of, is_computed
+from lcbench.construction import construct, construct_model, construct_task
 from lcbench.errors import ConfigurationError, closest
 from lcbench.schema import PARTS, injected, is_own, locate, options_of, parts_of, validated
 
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from lcbench.corpus.documents import Watcher
     from lcbench.engine.experiment import Experiment
     from lcbench.model.base import Model
-    from lcbench.task.base import Task
 
 
 @dataclass(frozen=True)
@@ -241,34 +241,6 @@ def build(composition: Composition, trained: bool = False, watcher: Watcher | No
     ).checked(trained)
 
 
-def construct(node: dict[str, Any], *injected: Any) -> Any:
-    """Call a node's target with what its owner injects and what the node configures; a part within the node arrives
-    as a factory."""
-    target = locate(node["_target_"], "_target_")
-    options = _without_target(node)
-    parts = [_factory(options.pop(name)) for name in parts_of(target)]
-    return target(*injected, *parts, **validated(target, options))
-
-
-def construct_task(config: dict[str, Any]) -> Task:
-    """The task of a config, given the corpus and the tokenizer of the config if it takes them by name."""
-    made: dict[str, Any] = {}
-    for group in ("corpus", "tokenizer", "task"):
-        # a run's config from before a group was there has none
-        if group in config:
-            target = locate(config[group]["_target_"], f"{group}._target_")
-            parts = [made[name] for name in injected(target) if name in made]
-            made[group] = construct(config[group], *parts)
-    return made["task"]
-
-
-def construct_model(config: dict[str, Any], vocabulary_size: int) -> Model:
-    """The network of a config: parts it takes by name (``attention``, ``position``) arrive as factories."""
-    target = locate(config["model"]["_target_"], "model._target_")
-    parts = [_factory(config[name]) for name in injected(target) if name in ("attention", "position")]
-    return construct(config["model"], vocabulary_size, *parts)
-
-
 def build_model(overrides: Sequence[str] = ()) -> Model:
     """The network that a command line would train, freshly initialised with the config's seed."""
     import torch
@@ -306,10 +278,6 @@ def build_attention(
     config = compose(overrides).config
     shape = LayerShape(d_model=d_model, n_heads=n_heads)
     return construct(config["attention"], shape, construct(config["position"], shape))
-
-
-def _factory(node: dict[str, Any]) -> Callable[..., Any]:
-    return lambda *injected: construct(node, *injected)
 
 
 def _parse(overrides: Sequence[str]) -> list[Override]:
@@ -501,10 +469,6 @@ def _refuse_interpolations(node: Any, path: str = "") -> None:
             _refuse_interpolations(value, path)
     elif isinstance(node, str) and "${" in node:
         raise ConfigurationError(f"{path}={node} is to be filled in; a run's config has values; add --trust to do so.")
-
-
-def _without_target(node: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in node.items() if key != "_target_"}
 
 
 def _computed(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -15,8 +15,9 @@ import torch
 from rich.table import Table
 
 from lcbench.attention.base import Attention, Context, State
-from lcbench.composition import compose, construct
+from lcbench.composition import compose
 from lcbench.configs import choices_of, config_directory
+from lcbench.construction import construct
 from lcbench.errors import ConfigurationError
 from lcbench.position.base import LayerShape
 from lcbench.results.table import human_bytes

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from lcbench.attention.base import Attention
-from lcbench.composition import Composition, construct
+from lcbench.composition import Composition
 from lcbench.conformance import Certificate, certify, oracle_of
+from lcbench.construction import construct
 from lcbench.engine.settings import Trainer
 from lcbench.errors import ConfigurationError
 from lcbench.position.base import LayerShape

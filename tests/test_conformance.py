@@ -19,8 +19,9 @@ import yaml
 
 import lcbench
 from lcbench.attention.base import Attention
-from lcbench.composition import compose, construct
+from lcbench.composition import compose
 from lcbench.conformance import LAWS, certify, find_oracle, oracle_of
+from lcbench.construction import construct
 from lcbench.errors import ConfigurationError
 from lcbench.position.base import LayerShape
 

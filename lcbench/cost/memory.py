@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from lcbench.cgroups import memory_limits
+
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 #: glibc's M_MMAP_THRESHOLD
@@ -103,7 +105,7 @@ def available_memory_bytes(device: torch.device, root: Path = Path("/")) -> int 
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    left = [*_left_in_system(root), *_left_in_groups(root)]
+    left = [*_left_in_system(root), *(limit.left for limit in memory_limits(root))]
     return min(left, default=None)
 
 
@@ -115,40 +117,3 @@ def _left_in_system(root: Path) -> Iterator[int]:
     for line in lines:
         if line.startswith("MemAvailable:"):
             yield int(line.split()[1]) * 1024
-
-
-def _left_in_groups(root: Path) -> Iterator[int]:
-    """Of the process's control group and of every group around it, in either version of the interface."""
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            mounted, limit, usage = root / "sys/fs/cgroup", "memory.max", "memory.current"
-        elif "memory" in controllers.split(","):
-            mounted, limit, usage = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
-        else:
-            continue
-        group = mounted / path.lstrip("/")
-        # in a container the path is often that outside of it: then only the mounted root is there
-        for folder in (group, *group.parents):
-            left = _left(folder, limit, usage)
-            if left is not None:
-                yield left
-            if folder == mounted:
-                break
-
-
-def _left(folder: Path, limit: str, usage: str) -> int | None:
-    """What a group may still take; files in the page cache that nobody uses are given back when memory is short."""
-    try:
-        most, used = (folder / limit).read_text().strip(), int((folder / usage).read_text())
-        statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-    except (OSError, ValueError):
-        return None
-    if most == "max":
-        return None
-    idle = int(statistics.get("total_inactive_file", statistics.get("inactive_file", 0)))
-    return max(0, int(most) - used + idle)

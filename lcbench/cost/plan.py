@@ -12,8 +12,9 @@ import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from lcbench.composition import compose, construct, construct_task, sweep_arguments
+from lcbench.composition import compose, sweep_arguments
 from lcbench.configs import choices_of, config_directory
+from lcbench.construction import construct, construct_task
 from lcbench.cost.step import Scope, Work
 from lcbench.errors import ConfigurationError, closest
 from lcbench.schema import locate, options_of

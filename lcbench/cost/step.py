@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lcbench.attention.base import Attention, Context, Facts
-from lcbench.composition import construct, construct_model
+from lcbench.construction import construct, construct_model
 from lcbench.errors import ConfigurationError
 from lcbench.model.base import ModelOutput
 from lcbench.position.base import LayerShape, PositionEncoding

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import platform
 import subprocess
@@ -10,8 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-#: where Linux says how much memory a container may have: control groups of version 2, and of version 1
-_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+from lcbench.cgroups import memory_limits
 
 PACKAGES = ("lcbench", "torch", "lightning", "hydra-core", "omegaconf", "numpy", "wandb")
 
@@ -80,10 +78,7 @@ def memory_bytes() -> int | None:
         found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     except (ValueError, OSError):
         return None
-    for limit in _LIMITS:
-        with contextlib.suppress(OSError, ValueError):  # "max" is no number: no limit
-            found.append(int(limit.read_text()))
-    return min(found)
+    return min(found + [limit.most for limit in memory_limits()])
 
 
 def device_bytes(device: str) -> int | None:

@@ -11,7 +11,8 @@ from lcbench.attention.cache import KeyValues
 from lcbench.attention.flash import Flash, flash_backward
 from lcbench.attention.reach import Window
 from lcbench.attention.scoring import attend, attend_part
-from lcbench.composition import compose, construct
+from lcbench.composition import compose
+from lcbench.construction import construct
 from lcbench.position.base import LayerShape, PositionEncoding
 
 HEADS, TIME, WIDTH = 3, 13, 8

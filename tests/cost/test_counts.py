@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lcbench.composition import compose, construct_model
+from lcbench.composition import compose
+from lcbench.construction import construct_model
 from lcbench.cost.analytic import count, estimate
 from lcbench.cost.apart import apart
 from lcbench.cost.counts import Counts
