@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lcbench.errors import ConfigurationError
+from lcbench.errors import ConfigurationError, closest
 
 #: bytes of a file that are read at once: a file of any size, and a line of any length, takes no more memory
 BLOCK = 2**20
@@ -161,6 +161,12 @@ def stamp_of(words: str, files: list[Path]) -> str:
         facts = path.stat()
         digest.update(f"\n{path!s} {facts.st_size} {facts.st_mtime_ns}".encode(errors="surrogateescape"))
     return digest.hexdigest()
+
+
+def near(path: str) -> str:
+    """The half sentence that names what lies where ``path`` should and is called most like it."""
+    folder = Path(path).parent
+    return closest(path, map(str, folder.glob("*")) if folder.is_dir() else [])
 
 
 def files_below(root: Path, left_out: Callable[[str], bool]) -> list[Path]:

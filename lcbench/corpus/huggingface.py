@@ -20,7 +20,19 @@ from typing import IO, Any, Literal
 
 import numpy as np
 
-from lcbench.corpus.base import BLOCK, TEST, TRAIN, VALIDATION, Corpus, Document, Skipped, Split, files_below, stamp_of
+from lcbench.corpus.base import (
+    BLOCK,
+    TEST,
+    TRAIN,
+    VALIDATION,
+    Corpus,
+    Document,
+    Skipped,
+    Split,
+    files_below,
+    near,
+    stamp_of,
+)
 from lcbench.corpus.cache import cache_directory
 from lcbench.errors import ConfigurationError, closest
 from lcbench.units import Length
@@ -136,10 +148,9 @@ class HuggingFace(Corpus):
             if value is not None and value < 1:
                 raise ConfigurationError(f"corpus.{key}={value} leaves nothing; the closest that works is 1.")
         if self._root is not None and not self._root.exists():
-            near = [*map(str, Path(path).parent.glob("*"))] if Path(path).parent.is_dir() else []
             raise ConfigurationError(
                 f"corpus.path={path}: there is no such folder or file, nor can it be a data set of the hub, which is "
-                f"OWNER/NAME; {closest(path, near)}"
+                f"OWNER/NAME; {near(path)}"
             )
 
     @property

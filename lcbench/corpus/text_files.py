@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from lcbench.corpus.base import FileCorpus, Split, decoded, files_below
+from lcbench.corpus.base import FileCorpus, Split, decoded, files_below, near
 from lcbench.errors import ConfigurationError, closest
 
 #: for a message only: the names of encodings that people mean
@@ -53,8 +53,7 @@ class TextFiles(FileCorpus):
             raise ConfigurationError(f"corpus.encoding={encoding}: no such encoding of text; {hint}") from None
         self.path, self.encoding, self.bad_bytes = path, encoding, bad_bytes
         if not self._is_pattern and not Path(path).exists():
-            near = [*map(str, Path(path).parent.glob("*"))] if Path(path).parent.is_dir() else []
-            raise ConfigurationError(f"corpus.path={path}: there is no such folder or file; {closest(path, near)}")
+            raise ConfigurationError(f"corpus.path={path}: there is no such folder or file; {near(path)}")
         if not self.files():
             what = "matches no file" if self._is_pattern else "holds no file"
             raise ConfigurationError(

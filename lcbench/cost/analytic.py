@@ -64,11 +64,6 @@ class Cost:
     state_bytes: int
 
     @property
-    def training_operations_per_example(self) -> int:
-        """Forward and backward operations of one sequence."""
-        return self.training_operations // self.examples
-
-    @property
     def training_bytes(self) -> int:
         """What a training step holds between its forward and its backward pass, gradients included.
 

@@ -211,7 +211,7 @@ class Growth:
         assert isinstance(module, Attention | Model)
         try:
             return module.state_bytes(1, length, work.dtype)
-        except (ConfigurationError, NotImplementedError):
+        except ConfigurationError:
             return None
 
     def _measure_seconds(self, entering: Sequence[Series], length: int) -> None:

@@ -28,7 +28,6 @@ class Progress:
     def __init__(self, console: Console, shown: bool) -> None:
         self.console, self.shown = console, shown
         self.bar: Bar | None = None
-        self._task = None
         self._last_line = time.monotonic()
 
     def __enter__(self) -> Self:

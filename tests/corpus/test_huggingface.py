@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import tracemalloc
 from collections.abc import Callable, Iterable
@@ -278,19 +279,21 @@ def test_mistakes_are_named(options: dict[str, Any], says: str, tmp_path: Path) 
 
 @pytest.mark.parametrize("write", [parquet, compressed])
 def test_memory_does_not_grow_with_the_data_set(write: Write, tmp_path: Path) -> None:
-    """Python's own memory: what Arrow holds are blocks of fixed size."""
+    """Python's own memory: what Arrow holds are blocks of fixed size. When a batch that was read is given back is the
+    collector's business, so a few of them are allowed; the second data set has 40 MiB more."""
     folder = tmp_path / "data"
     folder.mkdir()
     most = []
-    for files in (1, 4):
+    for files in (1, 6):
         for number in range(files):
             write(
                 folder / f"train-{number:05}-of-{files:05}",
                 ({"text": f"{number} {row}" + "x" * 2**20} for row in range(8)),
             )
         corpus = HuggingFace(path=str(folder), data_files={"train": "train-*"})
+        gc.collect()
         tracemalloc.start()
         assert len(text_of(corpus, Unwatched())) >= 8
         most.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert most[1] < most[0] + 4 * 2**20
+    assert most[1] < most[0] + 16 * 2**20

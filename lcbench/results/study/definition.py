@@ -119,11 +119,6 @@ class Study(_Part):
     statements: list[Statement] = pydantic.Field(min_length=1)
     differs: list[str] = []
 
-    def needed(self) -> list[str]:
-        """All metrics that the record or the verdict needs."""
-        tuned = self.tuning.metrics if self.tuning else []
-        return list(dict.fromkeys([*self.metrics, *(statement.metric for statement in self.statements), *tuned]))
-
 
 def typed(where: Where) -> dict[str, str]:
     """The values as they are typed."""
